@@ -1,0 +1,121 @@
+//! A checkpoint file becomes named tensors: element type, shape, strides, and
+//! where their bytes lie. One module per container; what a file is, its content
+//! says ([`sniff`]).
+
+mod danger;
+mod dtype;
+mod plain;
+mod refusal;
+mod safetensors;
+mod sniff;
+mod state_dict;
+mod torch;
+mod torch_zip;
+mod zip;
+
+use crate::source::{self, Source};
+
+pub use dtype::{Numeric, numeric};
+pub use refusal::{Cause, Refusal};
+pub use safetensors::{MAX_HEADER, NativeTensor, native};
+pub use sniff::{Content, Promise, sniff};
+
+/// The tensors of one checkpoint and what stands beside them.
+#[derive(Debug, Default)]
+pub struct Checkpoint {
+    /// In the order of the file.
+    pub tensors: Vec<Tensor>,
+    /// The spans that the tensors' elements lie in.
+    pub storages: Vec<Storage>,
+    /// Values that are no tensors.
+    pub others: Vec<Other>,
+}
+
+/// A run of bytes in the source file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// Bytes from the start of the file.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// A strided view of a storage. The view has been checked: every element lies
+/// inside the storage.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    pub name: String,
+    pub dtype: ::safetensors::Dtype,
+    /// Elements, as torch counts them.
+    pub shape: Box<[u64]>,
+    /// Elements.
+    pub strides: Box<[u64]>,
+    /// Index into [`Checkpoint::storages`].
+    pub storage: u32,
+    /// Bytes from the start of the storage to the first element.
+    pub offset: u64,
+    pub lazy: Lazy,
+}
+
+/// What is still to be done to each element when it is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lazy {
+    /// The bytes of each number are big-endian.
+    pub swap: bool,
+    /// torch's negative bit.
+    pub negate: bool,
+    /// torch's conjugate bit.
+    pub conjugate: bool,
+}
+
+impl Tensor {
+    /// Bytes of one element.
+    pub fn element_size(&self) -> u64 {
+        dtype::ElementType::Plain(self.dtype).size()
+    }
+
+    /// Elements; a checked view fits `u64`.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// Bytes when laid out row by row.
+    pub fn bytes(&self) -> u64 {
+        self.elements() * self.element_size()
+    }
+}
+
+/// A value that is no tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// Dotted path.
+    pub path: String,
+    /// Python type, as far as the pickle tells.
+    pub kind: String,
+    /// A short form, control characters escaped.
+    pub repr: String,
+}
+
+/// Why there is no checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Reads the checkpoint in `source`, whose content is `content`. Costs the
+/// pickle and the directory of the container, not the weights.
+pub fn read(source: &Source, content: Content) -> Result<Checkpoint> {
+    match content {
+        Content::TorchZip => torch_zip::read(source),
+        Content::Pickle(stream) => Err(plain::refuse(source, stream)?.into()),
+        Content::NotACheckpoint(intruder) => Err(intruder.refusal().into()),
+        Content::Safetensors | Content::Other => {
+            Err(Refusal::new(Cause::Unsupported, "this is not a pickle checkpoint").into())
+        }
+    }
+}

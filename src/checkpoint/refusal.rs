@@ -1,0 +1,102 @@
+//! Why a checkpoint is not converted, in words for the person who has it.
+
+use std::fmt;
+
+/// A checkpoint refused as a whole: what is wrong with it, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    cause: Cause,
+    what: String,
+}
+
+/// The kinds of reasons; each has its own remedy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The bytes are not the model's: a pointer, an error page, a part of the file.
+    NotDownloaded,
+    /// A Git LFS pointer.
+    LfsPointer,
+    /// Being written at the moment.
+    Changing,
+    /// Cannot be read with the rights of the process.
+    Unreadable,
+    /// A container or an object that is not read.
+    Unsupported,
+    /// Readers disagree on what the file says.
+    Ambiguous,
+    /// Made to run code when loaded.
+    Dangerous,
+    /// Contradicts itself or its format.
+    Malformed,
+    /// Says something that safetensors cannot.
+    Inexpressible,
+    /// Stays above a limit that keeps hostile files cheap.
+    TooLarge,
+    /// Holds no weights.
+    NoTensors,
+}
+
+impl Refusal {
+    pub fn new(cause: Cause, what: impl Into<String>) -> Refusal {
+        Refusal {
+            cause,
+            what: what.into(),
+        }
+    }
+
+    /// The same reason, said of one tensor.
+    pub fn of_tensor(self, name: &str) -> Refusal {
+        Refusal {
+            cause: self.cause,
+            what: format!("tensor `{}`: {}", name.escape_debug(), self.what),
+        }
+    }
+
+    pub fn cause(&self) -> Cause {
+        self.cause
+    }
+
+    /// What to do about it: one or two sentences.
+    pub fn remedy(&self) -> &'static str {
+        match self.cause {
+            Cause::NotDownloaded => "Download the file again.",
+            Cause::LfsPointer => "Run `git lfs pull` in the repository to fetch the file itself.",
+            Cause::Changing => {
+                "Look again when it has been written; nothing needs to be remounted."
+            }
+            Cause::Unreadable => {
+                "Give the user who mounted it the right to read the file, or mount as another user."
+            }
+            Cause::Unsupported => {
+                "Load the file with the program that wrote it, and save its state dict with a current \
+                 torch.save or with safetensors."
+            }
+            Cause::Ambiguous => {
+                "Do not trust the file: what a reader sees depends on the reader. Get it again from a \
+                 source you trust, or save it again with torch.save."
+            }
+            Cause::Dangerous => {
+                "Do not load it: it is made to run code on the machine that loads it. Get the weights \
+                 from a source you trust, as safetensors."
+            }
+            Cause::Malformed => {
+                "Download the file again; if it stays like this, ask whoever made it for a whole one."
+            }
+            Cause::Inexpressible => {
+                "Convert these tensors to a type that safetensors has before saving the file."
+            }
+            Cause::TooLarge => {
+                "If the file is what it should be, save contiguous copies of its tensors."
+            }
+            Cause::NoTensors => "Nothing needs to be done unless it was meant to hold weights.",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for Refusal {}

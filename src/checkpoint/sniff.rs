@@ -1,0 +1,216 @@
+//! What a file is, told by its content. The name only decides what a doubtful
+//! content is worth: an error page is a broken download when it is called
+//! `pytorch_model.bin`, and an error page when it is called `index.html`.
+
+use super::refusal::{Cause, Refusal};
+use super::zip::Archive;
+use super::{Error, Result, plain};
+use crate::source::Source;
+
+/// What the name of a file promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Promise {
+    /// A checkpoint: `.bin`, `.pt` and the like.
+    Checkpoint,
+    /// A `.safetensors` file.
+    Safetensors,
+    Nothing,
+}
+
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A zip archive with a pickle in it that torch would load, if perhaps a broken one.
+    TorchZip,
+    /// A pickle without a container, or one at the head of a stream.
+    Pickle(Stream),
+    /// Something else under the name of a checkpoint.
+    NotACheckpoint(Intruder),
+    Safetensors,
+    /// Anything else. Nothing in it is run by a loader of pickles.
+    Other,
+}
+
+/// Streams that begin with a pickle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// torch.save before 1.6.
+    Legacy,
+    /// torch.save before 0.1.10: a tar of pickles.
+    Tar,
+    /// `pickle.dump`.
+    Plain,
+}
+
+/// What is found in place of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intruder {
+    Empty,
+    LfsPointer,
+    WebPage,
+    SevenZip,
+    Compressed,
+    ZipWithoutPickle,
+}
+
+impl Content {
+    /// Whether the file is to be looked at as a checkpoint: converted or refused,
+    /// and kept out of sight.
+    pub fn is_checkpoint(self) -> bool {
+        !matches!(self, Content::Safetensors | Content::Other)
+    }
+}
+
+impl Intruder {
+    pub fn refusal(self) -> Refusal {
+        let (cause, what) = match self {
+            Intruder::Empty => (Cause::NotDownloaded, "the file is empty"),
+            Intruder::LfsPointer => (
+                Cause::LfsPointer,
+                "this is a Git LFS pointer, not the file it points to",
+            ),
+            Intruder::WebPage => (
+                Cause::NotDownloaded,
+                "this is a web page (HTML), not a checkpoint: the download went wrong",
+            ),
+            Intruder::SevenZip => (
+                Cause::Unsupported,
+                "this is a 7z archive, which torch cannot load either",
+            ),
+            Intruder::Compressed => (
+                Cause::Unsupported,
+                "this is a compressed stream; torch cannot load it either",
+            ),
+            Intruder::ZipWithoutPickle => (
+                Cause::Unsupported,
+                "this zip archive holds no checkpoint: there is no data.pkl in it",
+            ),
+        };
+        Refusal::new(cause, what)
+    }
+}
+
+/// How many bytes at the head of a file are looked at first.
+const HEAD: u64 = 512;
+
+/// The first object of a legacy file: the number 0x1950A86A20F9469CFC6C as
+/// LONG1 at protocol 2 (torch/serialization.py, `MAGIC_NUMBER`).
+const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e";
+
+/// Members that begin the tar of a torch checkpoint.
+const TAR_MEMBERS: [&[u8]; 4] = [b"sys_info\0", b"storages\0", b"tensors\0", b"pickle\0"];
+
+/// Heads of files that a loader of checkpoints cannot read, whatever follows.
+const INTRUDERS: &[(&[u8], Intruder)] = &[
+    (b"version https://git-lfs", Intruder::LfsPointer),
+    (b"7z\xbc\xaf\x27\x1c", Intruder::SevenZip),
+    (b"\x1f\x8b", Intruder::Compressed),
+    (b"BZh", Intruder::Compressed),
+    (b"\xfd7zXZ\0", Intruder::Compressed),
+    (b"\x28\xb5\x2f\xfd", Intruder::Compressed),
+    (b"\x04\x22\x4d\x18", Intruder::Compressed),
+];
+
+/// Tells what `source` holds.
+pub fn sniff(source: &Source, promise: Promise) -> Result<Content> {
+    let promised = promise == Promise::Checkpoint;
+    let head = source.read_at(0, source.size().min(HEAD))?;
+    if head.is_empty() {
+        return Ok(intruder_if(promised, Intruder::Empty));
+    }
+    if head.starts_with(b"PK\x03\x04") {
+        return sniff_zip(source, promised, &head);
+    }
+    let pickle = head.starts_with(&[0x80]) && plain::starts_like_pickle(&head);
+    if looks_like_safetensors(&head, source.size()) && (promise == Promise::Safetensors || !pickle)
+    {
+        return Ok(Content::Safetensors);
+    }
+    if head.starts_with(LEGACY_MAGIC) {
+        return Ok(Content::Pickle(Stream::Legacy));
+    }
+    if pickle {
+        return Ok(Content::Pickle(Stream::Plain));
+    }
+    let tar = head.get(257..262) == Some(b"ustar".as_slice());
+    if tar && TAR_MEMBERS.iter().any(|name| head.starts_with(name)) {
+        return Ok(Content::Pickle(Stream::Tar));
+    }
+    if !promised {
+        return Ok(Content::Other);
+    }
+    if let Some((_, intruder)) = INTRUDERS.iter().find(|(magic, _)| head.starts_with(magic)) {
+        return Ok(Content::NotACheckpoint(*intruder));
+    }
+    if is_web_page(&head) {
+        return Ok(Content::NotACheckpoint(Intruder::WebPage));
+    }
+    // Protocols 0 and 1 have no mark of their own: only a reading tells.
+    match plain::is_unmarked_pickle(source, &head)? {
+        true => Ok(Content::Pickle(Stream::Plain)),
+        false => Ok(Content::Other),
+    }
+}
+
+fn intruder_if(promised: bool, intruder: Intruder) -> Content {
+    match promised {
+        true => Content::NotACheckpoint(intruder),
+        false => Content::Other,
+    }
+}
+
+/// A zip archive is a checkpoint when it has a `data.pkl`. One that cannot be
+/// read in one way only is judged by its name, and by the entry that torch
+/// writes first.
+fn sniff_zip(source: &Source, promised: bool, head: &[u8]) -> Result<Content> {
+    let archive = match Archive::read(source) {
+        Ok(archive) => archive,
+        Err(Error::Refused(_)) => {
+            let names_pickle = head
+                .windows(8)
+                .any(|bytes| bytes.eq_ignore_ascii_case(b"data.pkl"));
+            return Ok(match promised || names_pickle {
+                true => Content::TorchZip,
+                false => Content::Other,
+            });
+        }
+        Err(error) => return Err(error),
+    };
+    let is_pickle = |name: &str| {
+        name.rsplit(['/', '\\'])
+            .next()
+            .is_some_and(|last| last.eq_ignore_ascii_case("data.pkl"))
+    };
+    let arrays = !archive.entries().is_empty()
+        && archive
+            .entries()
+            .iter()
+            .all(|entry| entry.name.ends_with(".npy"));
+    if archive.entries().iter().any(|entry| is_pickle(&entry.name)) {
+        Ok(Content::TorchZip)
+    } else if arrays {
+        Ok(Content::Other)
+    } else {
+        Ok(intruder_if(promised, Intruder::ZipWithoutPickle))
+    }
+}
+
+/// A length that fits the file, then the brace of a JSON object.
+fn looks_like_safetensors(head: &[u8], size: u64) -> bool {
+    let Some((length, rest)) = head.split_first_chunk() else {
+        return false;
+    };
+    let fits = u64::from_le_bytes(*length)
+        .checked_add(8)
+        .is_some_and(|end| end <= size);
+    fits && rest.first() == Some(&b'{')
+}
+
+fn is_web_page(head: &[u8]) -> bool {
+    let text = head.trim_ascii_start();
+    let starts = |tag: &[u8]| {
+        text.get(..tag.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(tag))
+    };
+    starts(b"<!doctype html") || starts(b"<html") || starts(b"<?xml") || starts(b"<head")
+}

@@ -1,0 +1,111 @@
+//! `stfs ls`.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Failure, FileError, Printable};
+use crate::convert::{self, Plan};
+
+/// List the tensors of a checkpoint
+///
+/// Name, dtype, shape and size of every tensor, in the order of the safetensors
+/// file that the checkpoint converts to.
+#[derive(Args)]
+#[command(after_help = "Example:\n  stfs ls pytorch_model.bin")]
+pub struct Arguments {
+    /// A pickle checkpoint or a .safetensors file
+    pub file: PathBuf,
+    /// Print JSON: one object with the tensors and what else is in the file
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let path = &arguments.file;
+    let reader = convert::open(path).map_err(|error| FileError::new(path, error))?;
+    let plan = reader.plan();
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let written = match arguments.json {
+        true => writeln!(out, "{:#}", describe(arguments, plan)),
+        false => table(&mut out, plan),
+    };
+    match written.and_then(|()| out.flush()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+fn table(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
+    let rows: Vec<[String; 4]> = plan
+        .tensors()
+        .iter()
+        .map(|tensor| {
+            [
+                Printable(&tensor.name).to_string(),
+                tensor.dtype.to_string(),
+                shape(&tensor.shape),
+                tensor.len.to_string(),
+            ]
+        })
+        .collect();
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0).min(64)
+    };
+    let (name, dtype, dims, bytes) = (width(0), width(1), width(2), width(3));
+    for row in &rows {
+        let [n, d, s, b] = row;
+        writeln!(out, "{n:name$}  {d:dtype$}  {s:dims$}  {b:>bytes$}")?;
+    }
+    for (dropped, kept) in plan.dropped() {
+        writeln!(out, "{} is {}", Printable(dropped), Printable(kept))?;
+    }
+    for other in plan.others() {
+        let (path, kind) = (Printable(&other.path), Printable(&other.kind));
+        writeln!(out, "no tensor: {path}  {kind}  {}", Printable(&other.repr))?;
+    }
+    let total: u64 = plan.tensors().iter().map(|tensor| tensor.len).sum();
+    writeln!(out, "{} tensors, {total} bytes", rows.len())
+}
+
+fn describe(arguments: &Arguments, plan: &Plan) -> serde_json::Value {
+    let tensors: Vec<_> = plan
+        .tensors()
+        .iter()
+        .map(|tensor| {
+            json!({
+                "name": tensor.name,
+                "dtype": tensor.dtype.to_string(),
+                "shape": tensor.shape,
+                "bytes": tensor.len,
+            })
+        })
+        .collect();
+    let ties: serde_json::Map<_, _> = plan
+        .dropped()
+        .map(|(dropped, kept)| (dropped.to_string(), kept.into()))
+        .collect();
+    let others: Vec<_> = plan
+        .others()
+        .iter()
+        .map(|other| json!({"path": other.path, "type": other.kind, "repr": other.repr}))
+        .collect();
+    json!({
+        "file": arguments.file.to_string_lossy(),
+        "count": tensors.len(),
+        "bytes": plan.tensors().iter().map(|tensor| tensor.len).sum::<u64>(),
+        "file_bytes": plan.size(),
+        "tensors": tensors,
+        "tied": ties,
+        "others": others,
+    })
+}
+
+fn shape(shape: &[u64]) -> String {
+    let sizes: Vec<String> = shape.iter().map(u64::to_string).collect();
+    format!("[{}]", sizes.join(", "))
+}

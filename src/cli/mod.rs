@@ -1,0 +1,184 @@
+//! The commands. One file for each; this one reads the command line and says
+//! what went wrong.
+
+mod cat;
+mod convert;
+mod ls;
+mod mount;
+mod umount;
+
+use std::error::Error;
+use std::fmt::{self, Display, Write};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use log::LevelFilter;
+
+use crate::checkpoint::Refusal;
+use crate::convert as conversion;
+use crate::source::{self, Bytes};
+
+/// Use PyTorch checkpoints as safetensors, without converting or running them.
+///
+/// `stfs mount` shows a model directory in which every pickle checkpoint (.bin,
+/// .pt, .pth, .ckpt) has already become a .safetensors file and every tensor is a
+/// file of its own. Nothing is written, and no code of a checkpoint ever runs.
+#[derive(Parser)]
+#[command(
+    name = "stfs",
+    version,
+    after_help = "Example:\n  stfs mount ./gpt2 /mnt/gpt2\n  ls /mnt/gpt2\n  stfs umount /mnt/gpt2",
+    max_term_width = 100
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Log more: once for what happens, twice for every request. RUST_LOG overrides it
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Mount(mount::Arguments),
+    #[command(visible_alias = "unmount")]
+    Umount(umount::Arguments),
+    Ls(ls::Arguments),
+    Cat(cat::Arguments),
+    Convert(convert::Arguments),
+}
+
+/// How a command ends when it does not succeed.
+#[derive(Debug)]
+enum Failure {
+    /// It was asked for something that makes no sense. Exit status 2.
+    Usage(String),
+    /// It could not be done. Exit status 1.
+    Failed(Box<dyn Error>),
+}
+
+impl<E: Error + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Failed(Box::new(error))
+    }
+}
+
+/// Bytes read and written at a time.
+const CHUNK: usize = 4 << 20;
+
+/// What is wrong with a file that was named on the command line.
+#[derive(Debug, thiserror::Error)]
+enum FileError {
+    #[error("{path}: {what}. {remedy}", path = .0.display(), what = .1, remedy = .1.remedy())]
+    Refused(PathBuf, Refusal),
+    #[error("{path}: {error}", path = .0.display(), error = .1)]
+    Source(PathBuf, source::Error),
+    #[error("{path}: there is no tensor `{name}` in it. `stfs ls` lists those it has", path = .0.display(), name = .1)]
+    NoTensor(PathBuf, String),
+}
+
+impl FileError {
+    fn new(path: &Path, error: conversion::Error) -> FileError {
+        match error {
+            conversion::Error::Refused(refusal) => FileError::Refused(path.into(), refusal),
+            conversion::Error::Source(error) => FileError::Source(path.into(), error),
+        }
+    }
+
+    fn no_tensor(path: &Path, tensor: &str) -> FileError {
+        FileError::NoTensor(path.into(), tensor.into())
+    }
+}
+
+/// Hands bytes of a checkpoint to the kernel. How many there were.
+fn write_bytes(file: &mut File, bytes: &Bytes) -> io::Result<usize> {
+    let bytes = match bytes {
+        Bytes::Mapped(bytes) => bytes,
+        Bytes::Owned(bytes) => bytes.as_slice(),
+    };
+    file.write_all(bytes)?;
+    Ok(bytes.len())
+}
+
+/// Runs the command line of this process. Exit status 0: done; 1: failed; 2:
+/// wrong usage.
+pub fn run() -> ExitCode {
+    let line = CommandLine::parse();
+    let level = match line.verbose {
+        0 => LevelFilter::Warn,
+        1 => LevelFilter::Info,
+        _ => LevelFilter::Debug,
+    };
+    // A mount starts its log where it serves, in another process perhaps.
+    if !matches!(line.command, Command::Mount(_)) {
+        env_logger::Builder::new()
+            .filter_level(level)
+            .parse_default_env()
+            .init();
+    }
+    let result = match line.command {
+        Command::Mount(arguments) => mount::run(arguments, level),
+        Command::Umount(arguments) => umount::run(&arguments),
+        Command::Ls(arguments) => ls::run(&arguments),
+        Command::Cat(arguments) => cat::run(&arguments),
+        Command::Convert(arguments) => convert::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) => {
+            say(error);
+            ExitCode::FAILURE
+        }
+        Err(Failure::Usage(message)) => CommandLine::command()
+            .error(clap::error::ErrorKind::ArgumentConflict, message)
+            .exit(),
+    }
+}
+
+/// Tells the user something, on stderr. It is one line whatever is in it.
+fn say(message: impl Display) {
+    eprintln!("stfs: {}", Printable(message));
+}
+
+/// Text with names in it that may come from anybody: control characters, with
+/// which a terminal can be made to lie, are shown as escapes.
+struct Printable<T>(T);
+
+impl<T: Display> Display for Printable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Escape<'a, 'b>(&'a mut fmt::Formatter<'b>);
+        impl Write for Escape<'_, '_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                text.chars().try_for_each(|char| match char {
+                    char if char.is_control() => write!(self.0, "{}", char.escape_default()),
+                    // Marks that turn the direction of the text around them.
+                    '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                        write!(self.0, "{}", char.escape_unicode())
+                    }
+                    char => self.0.write_char(char),
+                })
+            }
+        }
+        write!(Escape(f), "{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn names_cannot_command_the_terminal() {
+        let shown = Printable("a\x1b[2Jb\nc\u{202e}d \u{e9}").to_string();
+        assert_eq!(shown, "a\\u{1b}[2Jb\\nc\\u{202e}d \u{e9}");
+    }
+}

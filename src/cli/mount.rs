@@ -1,0 +1,124 @@
+//! `stfs mount`.
+
+use std::path::PathBuf;
+use std::thread;
+
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use log::LevelFilter;
+
+use super::{Failure, say};
+use crate::mount::options::{self, Word, Words};
+use crate::mount::{Access, Config, Prepared};
+use crate::view::{self, Tensors};
+
+/// Show a model directory with its checkpoints as safetensors
+///
+/// The process goes to the background once the mount answers; `stfs umount` ends
+/// it. The mount is read-only and shows changes of the source within a second.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  stfs mount ./models /mnt/models
+  stfs mount --tensors hide ./models /mnt/models
+  stfs mount ./models /mnt/models -o noexec,allow_other
+
+Words for -o:
+  allow_other, allow_root, show_pickles, tensors=WHICH, threads=N, log_file=PATH
+                    as the options of these names
+  nonempty          mount over a directory that has something in it
+  noexec, noatime   as in mount(8)
+  ro, nosuid, nodev, default_permissions are always the case, and words that
+  fstab(5) keeps for itself have no effect. `\\,` is a comma within a value.")]
+pub struct Arguments {
+    /// The model directory
+    source: PathBuf,
+    /// Where to mount it: an empty directory, created if it is missing
+    mountpoint: PathBuf,
+
+    /// Stay in the foreground and log to stderr; Ctrl-C unmounts
+    #[arg(short, long)]
+    foreground: bool,
+    /// Let all users in, as far as file modes allow. Symbolic links out of the source are then not followed
+    #[arg(long, conflicts_with = "allow_root")]
+    allow_other: bool,
+    /// Let root in besides yourself
+    #[arg(long)]
+    allow_root: bool,
+    /// Show the pickle checkpoints too, beside their converted form
+    #[arg(long)]
+    show_pickles: bool,
+    /// The directories of single tensors: in listings, reachable by path only, or not there
+    #[arg(long, value_name = "WHICH", default_value = "show",
+        value_parser = PossibleValuesParser::new(["show", "hide", "off"]).try_map(|text| options::tensors(&text)))]
+    tensors: Tensors,
+    /// Requests answered at once [default: one per core, from 4 to 16]
+    #[arg(long, value_name = "N", value_parser = options::threads)]
+    threads: Option<usize>,
+    /// Append the log to this file [default: the system log, in the foreground stderr]
+    #[arg(long, value_name = "PATH")]
+    log_file: Option<PathBuf>,
+    /// Options as mount(8) takes them, separated by commas
+    #[arg(short = 'o', value_name = "WORDS", value_parser = options::words)]
+    words: Vec<Words>,
+}
+
+pub fn run(arguments: Arguments, log_level: LevelFilter) -> Result<(), Failure> {
+    let foreground = arguments.foreground;
+    let prepared = Prepared::new(config(arguments, log_level)?)?;
+    if prepared.cleared_dead_mount() {
+        say("a mount whose process was gone has been cleared away");
+    }
+    if foreground {
+        prepared.run_in_foreground()?;
+    } else {
+        prepared.run_in_background()?;
+    }
+    Ok(())
+}
+
+fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failure> {
+    let mut config = Config {
+        source: arguments.source,
+        mount_point: arguments.mountpoint,
+        view: view::Options {
+            tensors: arguments.tensors,
+            show_pickles: arguments.show_pickles,
+            links_inside_only: false,
+        },
+        access: match (arguments.allow_other, arguments.allow_root) {
+            (true, _) => Access::Everyone,
+            (_, true) => Access::OwnerAndRoot,
+            _ => Access::Owner,
+        },
+        noexec: false,
+        noatime: false,
+        nonempty: false,
+        threads: arguments.threads.unwrap_or_else(default_threads),
+        log_file: arguments.log_file,
+        log_level,
+    };
+    for word in arguments.words.into_iter().flat_map(|words| words.0) {
+        match word {
+            Word::NoExec => config.noexec = true,
+            Word::NoAtime => config.noatime = true,
+            Word::NonEmpty => config.nonempty = true,
+            Word::Access(access) if config.access == Access::Owner => config.access = access,
+            Word::Access(access) if config.access == access => {}
+            Word::Access(_) => {
+                let message = "allow_other and allow_root exclude each other";
+                return Err(Failure::Usage(message.to_owned()));
+            }
+            Word::Tensors(tensors) => config.view.tensors = tensors,
+            Word::ShowPickles => config.view.show_pickles = true,
+            Word::Threads(threads) => config.threads = threads,
+            Word::LogFile(path) => config.log_file = Some(path),
+        }
+    }
+    // Otherwise a link could lend the mounting user's rights to everybody.
+    config.view.links_inside_only = config.access == Access::Everyone;
+    Ok(config)
+}
+
+fn default_threads() -> usize {
+    thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 16))
+}

@@ -1,0 +1,86 @@
+//! Named tensors become a safetensors file: its header, where its bytes come
+//! from, what it is called.
+
+mod gather;
+mod header;
+pub mod index;
+pub mod names;
+mod plan;
+mod reader;
+mod tied_weights;
+mod ties;
+
+pub use plan::{Data, Plan, Planned};
+pub use reader::Reader;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::checkpoint::{self, Content, Promise, Refusal, sniff};
+use crate::source::{self, Source};
+
+/// A longer `config.json` is no model's.
+const MAX_CONFIG: u64 = 4 << 20;
+
+/// Why a file could not be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+impl From<checkpoint::Error> for Error {
+    fn from(error: checkpoint::Error) -> Error {
+        match error {
+            checkpoint::Error::Source(error) => Error::Source(error),
+            checkpoint::Error::Refused(refusal) => Error::Refused(refusal),
+        }
+    }
+}
+
+/// Plans the conversion of the checkpoint in `source`, or the reading of a
+/// native safetensors file. `architecture` is the class of model that the file
+/// belongs to; it decides which name a tied tensor keeps.
+pub fn plan(source: &Source, content: Content, architecture: Option<&str>) -> Result<Plan, Error> {
+    if content == Content::Safetensors {
+        return Ok(Plan::native(checkpoint::native(source)?, source.size()));
+    }
+    let tied = architecture.and_then(tied_weights::tied);
+    let plan = Plan::new(checkpoint::read(source, content)?, source.size(), tied)?;
+    // A file that grew while its directory was read may fit together by chance.
+    source.check_identity()?;
+    Ok(plan)
+}
+
+/// Opens one file to read it as safetensors: a checkpoint converted, a native
+/// file as it is.
+///
+/// # Errors
+/// [`Error::Refused`] also for a file that is neither.
+pub fn open(path: &Path) -> Result<Reader, Error> {
+    let source = Source::open(path).map_err(source::Error::Io)?;
+    let content = sniff(&source, promise(path))?;
+    let architecture = architecture(path);
+    let plan = plan(&source, content, architecture.as_deref())?;
+    Ok(Reader::new(source, Arc::new(plan)))
+}
+
+/// What the name of the file at `path` promises.
+pub fn promise(path: &Path) -> Promise {
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(name) if names::promises_checkpoint(name) => Promise::Checkpoint,
+        Some(name) if name.ends_with(names::SAFETENSORS) => Promise::Safetensors,
+        _ => Promise::Nothing,
+    }
+}
+
+/// The class of model that the `config.json` beside the file at `path` names
+/// first.
+pub fn architecture(path: &Path) -> Option<Arc<str>> {
+    let config = Source::open(&path.with_file_name("config.json")).ok()?;
+    let size = Some(config.size()).filter(|size| *size <= MAX_CONFIG)?;
+    let text = config.read_at(0, size).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    Some(config.get("architectures")?.get(0)?.as_str()?.into())
+}

@@ -1,0 +1,281 @@
+//! A plan: the header of the converted file, and for each tensor where its
+//! bytes come from. Costs names and numbers, never weights.
+
+use std::collections::{BTreeMap, HashSet};
+
+use safetensors::Dtype;
+
+use super::gather::Strided;
+use super::{header, ties};
+use crate::checkpoint::{Cause, Checkpoint, MAX_HEADER, NativeTensor, Other, Refusal, Tensor};
+
+/// Views may make a file larger than its checkpoint, up to this many times ...
+const MAX_EXPANSION: u64 = 16;
+/// ... or up to this many bytes, whichever is more.
+const FREE_EXPANSION: u64 = 1 << 30;
+
+/// How the bytes of one `.safetensors` file are made from its source.
+#[derive(Debug)]
+pub struct Plan {
+    /// Length field and JSON; of a native file nothing, for it is not rewritten.
+    header: Box<[u8]>,
+    /// In file order, without gaps between them.
+    tensors: Box<[Planned]>,
+    /// Indices of `tensors`, by name.
+    by_name: Box<[u32]>,
+    /// Names of exact duplicates and the tensors that stand for them, by name.
+    dropped: Box<[(Box<str>, u32)]>,
+    others: Box<[Other]>,
+    size: u64,
+}
+
+/// A tensor of the converted file.
+#[derive(Debug)]
+pub struct Planned {
+    pub name: Box<str>,
+    pub dtype: Dtype,
+    /// As the header has it: `F4` counts values, two to a byte.
+    pub shape: Box<[u64]>,
+    /// Bytes from the start of the converted file.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    pub data: Data,
+}
+
+/// Where a tensor's bytes come from.
+#[derive(Debug)]
+pub enum Data {
+    /// From the source as they lie there, from this byte on.
+    Range(u64),
+    Gathered(Box<Strided>),
+}
+
+impl Plan {
+    /// Plans the conversion of a checkpoint from a file of `source_size` bytes.
+    /// `tied` are the names that its architecture calls tied.
+    ///
+    /// # Errors
+    /// What safetensors cannot say, or what would grow beyond all measure.
+    pub fn new(
+        checkpoint: Checkpoint,
+        source_size: u64,
+        tied: Option<&HashSet<String>>,
+    ) -> Result<Plan, Refusal> {
+        let tensors = &checkpoint.tensors;
+        let ties = ties::find(tensors, tied);
+        let mut order = ties.kept.clone();
+        order.sort_unstable_by(|a, b| {
+            let (a, b) = (&tensors[*a], &tensors[*b]);
+            b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name))
+        });
+
+        let total = order.iter().try_fold(0_u64, |total, index| {
+            total.checked_add(tensors[*index].bytes())
+        });
+        let most = source_size
+            .saturating_mul(MAX_EXPANSION)
+            .max(FREE_EXPANSION);
+        let total = total.filter(|total| *total <= most).ok_or_else(|| {
+            Refusal::new(
+                Cause::TooLarge,
+                format!(
+                    "its tensors are views that expand {source_size} bytes to more than {most}"
+                ),
+            )
+        })?;
+
+        let shapes = order
+            .iter()
+            .map(|index| header_shape(&tensors[*index]))
+            .collect::<Result<Vec<_>, _>>()?;
+        let fields: Vec<header::Field> = order
+            .iter()
+            .zip(&shapes)
+            .map(|(index, shape)| header::Field {
+                name: &tensors[*index].name,
+                dtype: tensors[*index].dtype,
+                shape,
+                len: tensors[*index].bytes(),
+            })
+            .collect();
+        let mut metadata = BTreeMap::from([("format", "pt")]);
+        for (dropped, kept) in &ties.dropped {
+            let name = tensors[*dropped].name.as_str();
+            metadata.entry(name).or_insert(&tensors[*kept].name);
+        }
+        let header = header::write(&metadata, &fields);
+        if header.len() as u64 - 8 > MAX_HEADER {
+            return Err(Refusal::new(
+                Cause::TooLarge,
+                "its safetensors header would be longer than readers accept",
+            ));
+        }
+
+        let mut start = header.len() as u64;
+        let mut planned = Vec::with_capacity(order.len());
+        // Where each kept tensor went.
+        let mut position = vec![0_u32; tensors.len()];
+        for (index, shape) in order.iter().zip(shapes) {
+            let tensor = &tensors[*index];
+            position[*index] = planned.len() as u32;
+            let len = tensor.bytes();
+            planned.push(Planned {
+                name: tensor.name.as_str().into(),
+                dtype: tensor.dtype,
+                shape,
+                start,
+                len,
+                data: data_of(tensor, &checkpoint)?,
+            });
+            start += len;
+        }
+        let mut dropped: Vec<(Box<str>, u32)> = ties
+            .dropped
+            .iter()
+            .map(|(dropped, kept)| (tensors[*dropped].name.as_str().into(), position[*kept]))
+            .collect();
+        dropped.sort_unstable();
+        Ok(Plan {
+            size: header.len() as u64 + total,
+            header: header.into(),
+            by_name: by_name(&planned),
+            tensors: planned.into(),
+            dropped: dropped.into(),
+            others: checkpoint.others.into(),
+        })
+    }
+
+    /// The plan of a file that is safetensors already, which is read as it lies.
+    pub fn native(tensors: Vec<NativeTensor>, source_size: u64) -> Plan {
+        let planned: Vec<Planned> = tensors
+            .into_iter()
+            .map(|tensor| Planned {
+                name: tensor.name.into(),
+                dtype: tensor.dtype,
+                shape: tensor.shape,
+                start: tensor.span.offset,
+                len: tensor.span.len,
+                data: Data::Range(tensor.span.offset),
+            })
+            .collect();
+        Plan {
+            header: Box::default(),
+            by_name: by_name(&planned),
+            tensors: planned.into(),
+            dropped: Box::default(),
+            others: Box::default(),
+            size: source_size,
+        }
+    }
+
+    /// Bytes of the converted file.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
+
+    /// In file order.
+    pub fn tensors(&self) -> &[Planned] {
+        &self.tensors
+    }
+
+    /// Values of the checkpoint that are no tensors.
+    pub fn others(&self) -> &[Other] {
+        &self.others
+    }
+
+    /// Tensors by name, in byte order.
+    pub fn sorted(&self) -> impl ExactSizeIterator<Item = (usize, &Planned)> {
+        self.by_name
+            .iter()
+            .map(|index| (*index as usize, &self.tensors[*index as usize]))
+    }
+
+    /// The `rank`th tensor by name.
+    pub fn nth(&self, rank: usize) -> Option<(usize, &Planned)> {
+        let index = *self.by_name.get(rank)? as usize;
+        Some((index, self.tensors.get(index)?))
+    }
+
+    /// The index of the tensor called `name`, which may be the name of a dropped
+    /// duplicate.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        let by_name = self
+            .by_name
+            .binary_search_by(|index| (*self.tensors[*index as usize].name).cmp(name));
+        if let Ok(rank) = by_name {
+            return Some(self.by_name[rank] as usize);
+        }
+        let rank = self
+            .dropped
+            .binary_search_by(|(dropped, _)| (**dropped).cmp(name))
+            .ok()?;
+        Some(self.dropped[rank].1 as usize)
+    }
+
+    /// Names of exact duplicates, each with the name that stands for it.
+    pub fn dropped(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.dropped
+            .iter()
+            .map(|(name, kept)| (&**name, &*self.tensors[*kept as usize].name))
+    }
+
+    /// Bytes of memory that the plan takes, about.
+    pub fn weight(&self) -> usize {
+        let tensors = self.tensors.iter().map(|tensor| {
+            let gathered = match &tensor.data {
+                Data::Range(_) => 0,
+                Data::Gathered(_) => 64 + 16 * tensor.shape.len(),
+            };
+            size_of::<Planned>() + 4 + tensor.name.len() + 8 * tensor.shape.len() + gathered
+        });
+        let dropped = self.dropped.iter().map(|(name, _)| name.len() + 24);
+        let others = self
+            .others
+            .iter()
+            .map(|other| other.path.len() + other.kind.len() + other.repr.len() + 72);
+        self.header.len() + tensors.sum::<usize>() + dropped.sum::<usize>() + others.sum::<usize>()
+    }
+}
+
+fn by_name(tensors: &[Planned]) -> Box<[u32]> {
+    let mut indices: Box<[u32]> = (0..tensors.len() as u32).collect();
+    indices.sort_unstable_by(|a, b| tensors[*a as usize].name.cmp(&tensors[*b as usize].name));
+    indices
+}
+
+fn data_of(tensor: &Tensor, checkpoint: &Checkpoint) -> Result<Data, Refusal> {
+    let storage = checkpoint
+        .storages
+        .get(tensor.storage as usize)
+        .copied()
+        .ok_or_else(|| Refusal::new(Cause::Malformed, "a storage is missing"))?;
+    let view = Strided::new(tensor, storage);
+    Ok(match view.contiguous() {
+        Some(start) => Data::Range(start),
+        None => Data::Gathered(Box::new(view)),
+    })
+}
+
+/// safetensors counts the values of `F4`, of which torch packs two into an element.
+fn header_shape(tensor: &Tensor) -> Result<Box<[u64]>, Refusal> {
+    let mut shape = tensor.shape.clone();
+    if tensor.dtype == Dtype::F4 {
+        let last = shape.last_mut().and_then(|last| {
+            *last = last.checked_mul(2)?;
+            Some(())
+        });
+        last.ok_or_else(|| {
+            Refusal::new(
+                Cause::Inexpressible,
+                "it has no dimension, but packs two values",
+            )
+            .of_tensor(&tensor.name)
+        })?;
+    }
+    Ok(shape)
+}

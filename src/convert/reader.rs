@@ -1,0 +1,155 @@
+//! Reads a converted file, or one tensor of it, by ranges.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+
+use super::gather::Strided;
+use super::plan::{Data, Plan};
+use crate::source::{Bytes, Result, Source};
+
+/// Gathered tensors are put together in blocks of about this many bytes, so that
+/// reads in sequence visit each stretch of the source once.
+const BLOCK: u64 = 4 << 20;
+/// Blocks kept for the reads that follow.
+const BLOCKS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
+
+/// A plan with its source held open. Reads may run from many threads at once.
+#[derive(Debug)]
+pub struct Reader {
+    source: Source,
+    plan: Arc<Plan>,
+    blocks: Mutex<LruCache<BlockKey, Block>>,
+}
+
+/// A gathered tensor and the number of a block of it.
+type BlockKey = (usize, u64);
+type Block = Arc<Vec<u8>>;
+
+/// A stretch of the converted file that comes from one place.
+enum Piece<'a> {
+    Header(&'a [u8]),
+    /// Bytes from the start of the source.
+    Source(u64, u64),
+    /// Tensor, first byte, bytes.
+    Gathered(usize, &'a Strided, u64, u64),
+}
+
+impl Reader {
+    /// `source` must be the file that `plan` was made from.
+    pub fn new(source: Source, plan: Arc<Plan>) -> Reader {
+        Reader {
+            source,
+            plan,
+            blocks: Mutex::new(LruCache::new(BLOCKS)),
+        }
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Bytes `[offset, offset + len)` of the converted file, cut at its end.
+    pub fn read(&self, offset: u64, len: usize) -> Result<Bytes<'_>> {
+        let end = offset.saturating_add(len as u64).min(self.plan.size());
+        self.read_span(offset.min(end), end)
+    }
+
+    /// Bytes `[offset, offset + len)` of one tensor, cut at its end.
+    pub fn read_tensor(&self, index: usize, offset: u64, len: usize) -> Result<Bytes<'_>> {
+        let Some(tensor) = self.plan.tensors().get(index) else {
+            return Ok(Bytes::Owned(Vec::new()));
+        };
+        let end = offset.saturating_add(len as u64).min(tensor.len);
+        self.read_span(tensor.start + offset.min(end), tensor.start + end)
+    }
+
+    fn read_span(&self, start: u64, end: u64) -> Result<Bytes<'_>> {
+        if start >= end {
+            return Ok(Bytes::Owned(Vec::new()));
+        }
+        self.source.check()?;
+        let first = self.piece(start, end);
+        if let Piece::Source(from, len) = first
+            && len == end - start
+        {
+            return self.source.reply(from, len as usize);
+        }
+        let mut out = Vec::with_capacity((end - start) as usize);
+        let mut at = start;
+        while at < end {
+            self.append(&self.piece(at, end), &mut out)?;
+            at = start + out.len() as u64;
+        }
+        // The pieces were read one after the other; together they are the old
+        // file only if it is still there.
+        self.source.check()?;
+        Ok(Bytes::Owned(out))
+    }
+
+    /// What the bytes from `at` on come from, as far as one place goes. `at` lies
+    /// before `end`, and `end` inside the file.
+    fn piece(&self, at: u64, end: u64) -> Piece<'_> {
+        let header = self.plan.header();
+        if let Some(rest) = usize::try_from(at).ok().and_then(|at| header.get(at..))
+            && !rest.is_empty()
+        {
+            let len = (end - at).min(rest.len() as u64) as usize;
+            return Piece::Header(&rest[..len]);
+        }
+        let tensors = self.plan.tensors();
+        // Empty tensors begin where the next one does.
+        let index = tensors.partition_point(|tensor| tensor.start + tensor.len <= at);
+        let Some(tensor) = tensors.get(index).filter(|tensor| tensor.start <= at) else {
+            // The header of a native file.
+            return Piece::Source(at, end - at);
+        };
+        let skip = at - tensor.start;
+        let len = (end - at).min(tensor.len - skip);
+        match &tensor.data {
+            Data::Range(from) => Piece::Source(from + skip, len),
+            Data::Gathered(view) => Piece::Gathered(index, view, skip, len),
+        }
+    }
+
+    fn append(&self, piece: &Piece, out: &mut Vec<u8>) -> Result<()> {
+        match piece {
+            Piece::Header(bytes) => out.extend_from_slice(bytes),
+            Piece::Source(from, len) => {
+                let filled = out.len();
+                out.resize(filled + *len as usize, 0);
+                self.source.read_exact_at(&mut out[filled..], *from)?;
+            }
+            Piece::Gathered(tensor, view, skip, len) => {
+                let block_len = BLOCK - BLOCK % view.element();
+                let number = skip / block_len;
+                let block = self.block(*tensor, view, number, block_len)?;
+                let from = (skip - number * block_len) as usize;
+                let part = &block[from..];
+                out.extend_from_slice(&part[..part.len().min(*len as usize)]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Block `number` of a gathered tensor.
+    fn block(&self, tensor: usize, view: &Strided, number: u64, block_len: u64) -> Result<Block> {
+        let key = (tensor, number);
+        let blocks = || self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = blocks().get(&key) {
+            return Ok(block.clone());
+        }
+        let start = number * block_len;
+        let len = self.plan.tensors()[tensor].len - start;
+        let mut block = vec![0; len.min(block_len) as usize];
+        view.read(&self.source, start / view.element(), &mut block)?;
+        let block = Arc::new(block);
+        blocks().put(key, block.clone());
+        Ok(block)
+    }
+}

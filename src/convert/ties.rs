@@ -1,0 +1,68 @@
+//! Tensors that are one: exact duplicates of a view are kept under one name.
+//!
+//! Where convert.py drops duplicates without losing anything, the names it keeps
+//! and drops are the same here. Views of one storage that overlap but differ are
+//! all kept: convert.py would drop the smaller ones for good.
+
+use std::collections::{BTreeMap, HashSet};
+
+use safetensors::Dtype;
+
+use crate::checkpoint::{Lazy, Tensor};
+
+/// Which tensors stay, and what became of the others.
+#[derive(Debug, Default)]
+pub struct Ties {
+    /// Indices into the tensors, in their order.
+    pub kept: Vec<usize>,
+    /// Index of a dropped tensor and of the one that stands for it.
+    pub dropped: Vec<(usize, usize)>,
+}
+
+/// Two tensors with equal views hold the same elements in the same shape.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct View<'a> {
+    storage: u32,
+    dtype: Dtype,
+    offset: u64,
+    shape: &'a [u64],
+    strides: &'a [u64],
+    lazy: Lazy,
+}
+
+/// Finds exact duplicates among `tensors`. The name that stays is the first in
+/// byte order of those not in `tied`, or of all when all are. Tensors without
+/// elements share nothing and always stay.
+pub fn find(tensors: &[Tensor], tied: Option<&HashSet<String>>) -> Ties {
+    let mut groups: BTreeMap<View, Vec<usize>> = BTreeMap::new();
+    let mut ties = Ties::default();
+    for (index, tensor) in tensors.iter().enumerate() {
+        if tensor.shape.contains(&0) {
+            ties.kept.push(index);
+            continue;
+        }
+        let view = View {
+            storage: tensor.storage,
+            dtype: tensor.dtype,
+            offset: tensor.offset,
+            shape: &tensor.shape,
+            strides: &tensor.strides,
+            lazy: tensor.lazy,
+        };
+        groups.entry(view).or_default().push(index);
+    }
+    let is_tied = |index: &usize| tied.is_some_and(|tied| tied.contains(&tensors[*index].name));
+    for group in groups.into_values() {
+        let stays = group
+            .iter()
+            .copied()
+            .min_by_key(|index| (is_tied(index), &tensors[*index].name));
+        let Some(stays) = stays else { continue };
+        ties.kept.push(stays);
+        let others = group.into_iter().filter(|index| *index != stays);
+        ties.dropped.extend(others.map(|index| (index, stays)));
+    }
+    ties.kept.sort_unstable();
+    ties.dropped.sort_unstable();
+    ties
+}

@@ -1,0 +1,24 @@
+//! stfs mounts a model directory in which every pickle checkpoint has already
+//! become a `.safetensors` file and every tensor is a file of its own.
+//!
+//! The modules are the way of the data: each uses only those above it.
+//!
+//! ```text
+//! source      bytes of a file, and which file they came from
+//! pickle      bytes -> inert objects; nothing is resolved, imported or called
+//! checkpoint  file -> named tensors and where their bytes lie
+//! convert     named tensors -> safetensors header and segments; file names
+//! cache       plans kept, each made once
+//! view        the tree a mount shows
+//! mount       that tree in the kernel's terms
+//! cli         the commands
+//! ```
+
+pub mod cache;
+pub mod checkpoint;
+pub mod cli;
+pub mod convert;
+pub mod mount;
+pub mod pickle;
+pub mod source;
+pub mod view;

@@ -1,0 +1,5 @@
+//! The `stfs` program.
+
+fn main() -> std::process::ExitCode {
+    stfs::cli::run()
+}

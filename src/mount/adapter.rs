@@ -1,0 +1,508 @@
+//! The tree as the kernel asks for it: one handler for each FUSE operation.
+
+use std::ffi::OsStr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr,
+    Request,
+};
+use log::{error, warn};
+
+use super::errno::errno;
+use super::handles::{Handles, Passthrough};
+use super::inodes::{Inodes, ROOT};
+use super::{PID_XATTR, kernel};
+use crate::view::{self, Attr, Bytes, Kind, Listing, Node, OpenFile, View};
+
+/// How long the kernel may answer by itself from what it was told of a name or
+/// of attributes, and so how long a changed source may go unseen. Names that are
+/// not there are not remembered.
+const TTL: Duration = Duration::from_secs(1);
+
+/// Nodes never share a number over time: the key decides it.
+const GENERATION: Generation = Generation(0);
+
+/// Bytes that `st_blocks` counts.
+const BLOCK: u64 = 512;
+
+pub struct Adapter {
+    view: View,
+    inodes: Inodes<Node>,
+    files: Handles<OpenFile>,
+    directories: Handles<Listing>,
+    passthrough: Passthrough,
+}
+
+impl Adapter {
+    /// # Errors
+    /// The root of `view` cannot be looked at.
+    pub fn new(view: View) -> view::Result<Self> {
+        Ok(Self {
+            inodes: Inodes::new(view.root()?),
+            view,
+            files: Handles::default(),
+            directories: Handles::default(),
+            passthrough: Passthrough::default(),
+        })
+    }
+
+    fn node(&self, inode: INodeNo) -> Result<Node, Errno> {
+        self.inodes.get(inode.0).ok_or(Errno::ESTALE)
+    }
+
+    fn lookup(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
+        let node = self
+            .view
+            .lookup(&self.node(parent)?, name)
+            .map_err(|error| failed("lookup", parent, &error))?;
+        let attr = self
+            .view
+            .attr(&node)
+            .map_err(|error| failed("lookup", parent, &error))?;
+        Ok(file_attr(self.inodes.count(node), &attr))
+    }
+
+    fn getattr(&self, inode: INodeNo) -> Result<FileAttr, Errno> {
+        let attr = self
+            .view
+            .attr(&self.node(inode)?)
+            .map_err(|error| failed("getattr", inode, &error))?;
+        Ok(file_attr(inode.0, &attr))
+    }
+
+    fn open(&self, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(Errno::EROFS);
+        }
+        let file = self.node(inode).and_then(|node| {
+            self.view
+                .open(&node)
+                .map_err(|error| failed("open", inode, &error))
+        });
+        let file = match file {
+            Ok(file) => file,
+            Err(errno) => return reply.error(errno),
+        };
+        let backing = self
+            .passthrough
+            .open(inode.0, file.backing(), |file| reply.open_backing(file));
+        let cache = if file.keep_cache() {
+            FopenFlags::FOPEN_KEEP_CACHE
+        } else {
+            FopenFlags::empty()
+        };
+        let handle = self.files.insert(file);
+        // Nothing is ever written, so a close has nothing to flush.
+        match backing {
+            Some(backing) => {
+                reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
+            }
+            None => reply.opened(handle, FopenFlags::FOPEN_NOFLUSH | cache),
+        }
+    }
+
+    fn read(&self, inode: INodeNo, handle: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+        let Some(file) = self.files.get(handle) else {
+            return reply.error(Errno::EBADF);
+        };
+        match file.read(offset, size as usize) {
+            Ok(Bytes::Mapped(bytes)) => reply.data(bytes),
+            Ok(Bytes::Owned(bytes)) => reply.data(&bytes),
+            Err(error) => reply.error(failed("read", inode, &error)),
+        }
+    }
+
+    fn opendir(&self, inode: INodeNo) -> Result<FileHandle, Errno> {
+        let listing = self
+            .view
+            .list(&self.node(inode)?)
+            .map_err(|error| failed("opendir", inode, &error))?;
+        Ok(self.directories.insert(listing))
+    }
+
+    fn listing(&self, handle: FileHandle) -> Result<Entries, Errno> {
+        let listing = self.directories.get(handle).ok_or(Errno::EBADF)?;
+        Ok(Entries { listing })
+    }
+
+    fn readdir(&self, inode: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let entries = match self.listing(handle) {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(errno),
+        };
+        entries.each_from(offset, |next, entry| match entry {
+            Entry::Dot(name) => reply.add(inode, next, FileType::Directory, name),
+            Entry::Child(name, node) => {
+                let number = INodeNo(self.inodes.number(&node));
+                reply.add(number, next, file_type(node.kind()), name)
+            }
+        });
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let entries = match self.listing(handle) {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(errno),
+        };
+        let mut add = |number, next, name: &OsStr, attr: Option<Attr>, kind| {
+            // Attributes that cannot be had do not take the name out of the
+            // listing: the kernel asks again as soon as somebody uses it.
+            let (attr, ttl) = match attr {
+                Some(attr) => (attr, TTL),
+                None => (unknown(kind), Duration::ZERO),
+            };
+            let attr = file_attr(number, &attr);
+            reply.add(attr.ino, next, name, &ttl, &attr, GENERATION)
+        };
+        entries.each_from(offset, |next, entry| match entry {
+            // The kernel takes no reference for these two.
+            Entry::Dot(name) => add(inode.0, next, name, None, Kind::Directory),
+            Entry::Child(name, node) => {
+                let (attr, kind) = (self.view.attr(&node).ok(), node.kind());
+                let number = self.inodes.count(node);
+                let full = add(number, next, name, attr, kind);
+                if full {
+                    self.inodes.forget(number, 1);
+                }
+                full
+            }
+        });
+        reply.ok();
+    }
+
+    fn xattrs(&self, inode: INodeNo) -> Result<Vec<(&'static str, Vec<u8>)>, Errno> {
+        self.view
+            .xattrs(&self.node(inode)?)
+            .map_err(|error| failed("getxattr", inode, &error))
+    }
+
+    fn getxattr(&self, inode: INodeNo, name: &OsStr) -> Result<Vec<u8>, Errno> {
+        if inode.0 == ROOT && name.as_encoded_bytes() == PID_XATTR.to_bytes() {
+            return Ok(process::id().to_string().into_bytes());
+        }
+        self.xattrs(inode)?
+            .into_iter()
+            .find(|(known, _)| name == *known)
+            .map(|(_, value)| value)
+            .ok_or(Errno::ENODATA)
+    }
+
+    fn listxattr(&self, inode: INodeNo) -> Result<Vec<u8>, Errno> {
+        let mut names = vec![];
+        for (name, _) in self.xattrs(inode)? {
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+        Ok(names)
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        self.passthrough.offer(kernel::negotiate(config));
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        answer("lookup", || match self.lookup(parent, name) {
+            Ok(attr) => reply.entry(&TTL, &attr, GENERATION),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn forget(&self, _: &Request, inode: INodeNo, lookups: u64) {
+        answer("forget", || self.inodes.forget(inode.0, lookups));
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        answer("getattr", || match self.getattr(inode) {
+            Ok(attr) => reply.attr(&TTL, &attr),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        answer("open", || self.open(inode, flags, reply));
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        answer("read", || self.read(inode, handle, offset, size, reply));
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        answer("release", || {
+            if self.files.remove(handle).is_some() {
+                self.passthrough.close(inode.0);
+            }
+            reply.ok();
+        });
+    }
+
+    fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        answer("opendir", || match self.opendir(inode) {
+            Ok(handle) => reply.opened(handle, FopenFlags::empty()),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        answer("readdir", || self.readdir(inode, handle, offset, reply));
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        answer("readdirplus", || {
+            self.readdirplus(inode, handle, offset, reply);
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        answer("releasedir", || {
+            self.directories.remove(handle);
+            reply.ok();
+        });
+    }
+
+    fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
+        answer("statfs", || match self.view.stats() {
+            Ok(stats) => reply.statfs(
+                stats.blocks,
+                stats.blocks_free,
+                stats.blocks_available,
+                stats.files,
+                stats.files_free,
+                stats.block_size,
+                stats.name_max,
+                stats.fragment_size,
+            ),
+            Err(error) => reply.error(failed("statfs", inode, &error)),
+        });
+    }
+
+    fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        answer("getxattr", || {
+            reply_sized(self.getxattr(inode, name), size, reply);
+        });
+    }
+
+    fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        answer("listxattr", || {
+            reply_sized(self.listxattr(inode), size, reply)
+        });
+    }
+
+    /// The kernel finds holes by itself from here on: none.
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+/// Runs a handler. One that panics has dropped its reply on the way, which sends
+/// `EIO`; the mount goes on.
+fn answer(operation: &str, handler: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(handler)).is_err() {
+        error!("{operation}: a defect in stfs; answered with an I/O error");
+    }
+}
+
+/// The number for `error`, which is logged where it is not a usual outcome.
+fn failed(operation: &str, inode: INodeNo, error: &view::Error) -> Errno {
+    if let view::Error::Io(cause) = error {
+        warn!("{operation} {inode}: {cause}");
+    }
+    errno(error)
+}
+
+/// The convention of getxattr(2): size zero asks how long the value is.
+fn reply_sized(value: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
+    match value {
+        Err(errno) => reply.error(errno),
+        Ok(value) => match u32::try_from(value.len()) {
+            Ok(length) if size == 0 => reply.size(length),
+            Ok(length) if length <= size => reply.data(&value),
+            _ => reply.error(Errno::ERANGE),
+        },
+    }
+}
+
+/// A directory's entries with a position each: `.`, `..`, then the children.
+struct Entries {
+    listing: Arc<Listing>,
+}
+
+enum Entry<'a> {
+    Dot(&'static OsStr),
+    Child(&'a OsStr, Node),
+}
+
+impl Entries {
+    /// Hands entries from `offset` on, each with the offset of the one after it,
+    /// to `add` until that says it is full.
+    fn each_from(&self, offset: u64, mut add: impl FnMut(u64, Entry<'_>) -> bool) {
+        const DOTS: [&str; 2] = [".", ".."];
+        for position in offset.. {
+            let Ok(index) = usize::try_from(position) else {
+                return;
+            };
+            let full = match DOTS.get(index) {
+                Some(name) => add(position + 1, Entry::Dot(OsStr::new(name))),
+                None => match self.listing.entry(index - DOTS.len()) {
+                    Some((name, node)) => add(position + 1, Entry::Child(&name, node)),
+                    None => return,
+                },
+            };
+            if full {
+                return;
+            }
+        }
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::File => FileType::RegularFile,
+    }
+}
+
+fn file_attr(number: u64, attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(number),
+        size: attr.size,
+        blocks: attr.size.div_ceil(BLOCK),
+        atime: attr.atime,
+        mtime: attr.mtime,
+        ctime: attr.ctime,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: file_type(attr.kind),
+        perm: attr.mode & 0o7777,
+        nlink: match attr.kind {
+            Kind::Directory => 2,
+            Kind::File => 1,
+        },
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn unknown(kind: Kind) -> Attr {
+    Attr {
+        kind,
+        size: 0,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        atime: SystemTime::UNIX_EPOCH,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::{device, unmount};
+    use std::path::Path;
+    use std::{fs, thread};
+
+    /// A file system in which every name but the root's is a defect.
+    struct Defective;
+
+    impl Filesystem for Defective {
+        fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+            reply.attr(&TTL, &file_attr(inode.0, &unknown(Kind::Directory)));
+        }
+
+        fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+            answer("lookup", || {
+                if !name.is_empty() {
+                    panic!("on purpose");
+                }
+                reply.error(Errno::ENOENT);
+            });
+        }
+    }
+
+    #[test]
+    fn a_panic_is_an_io_error_and_no_more() {
+        if !Path::new("/dev/fuse").exists() {
+            println!("skipped: no /dev/fuse");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let attributes = device::Attributes {
+            source: "defective".into(),
+            allow_other: false,
+            noexec: false,
+            noatime: false,
+        };
+        let device = device::attach(dir.path(), &attributes).unwrap();
+        let settings = fuser::Config::default();
+        let session =
+            fuser::Session::from_fd(Defective, device, fuser::SessionACL::All, settings).unwrap();
+        let requests = thread::spawn(|| session.run());
+        // Of one thread; the second time shows that it lived on.
+        let errors = [0, 1].map(|_| fs::metadata(dir.path().join("x")).unwrap_err());
+        unmount::detach(dir.path()).unwrap();
+        requests.join().unwrap().unwrap();
+        assert_eq!(
+            errors.map(|error| error.raw_os_error()),
+            [Some(libc::EIO); 2]
+        );
+    }
+}

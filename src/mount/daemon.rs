@@ -1,0 +1,351 @@
+//! The process behind a mount: from the checks to the last request.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::thread;
+
+use fuser::{Session, SessionACL};
+use log::{LevelFilter, error, info};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::adapter::Adapter;
+use super::device::{self, Attributes};
+use super::logging::{self, Log};
+use super::mountpoint::{self, MountPoint};
+use super::{Access, Error, kernel, mountinfo, unmount};
+use crate::view::{self, View};
+
+/// A mount to be made.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub source: PathBuf,
+    pub mount_point: PathBuf,
+    pub view: view::Options,
+    pub access: Access,
+    pub noexec: bool,
+    pub noatime: bool,
+    /// Mount over a directory that has something in it.
+    pub nonempty: bool,
+    /// Requests answered at once.
+    pub threads: usize,
+    /// Where the log goes; by default stderr in the foreground, the system log
+    /// in the background.
+    pub log_file: Option<PathBuf>,
+    pub log_level: LevelFilter,
+}
+
+/// A mount whose source and mount point have been found fit.
+#[derive(Debug)]
+pub struct Prepared {
+    config: Config,
+    /// Absolute, free of symbolic links.
+    source: PathBuf,
+    place: MountPoint,
+    log_file: Option<File>,
+}
+
+/// What the background process sends when the mount answers. Any other bytes are
+/// the reason why it does not.
+const READY: &[u8] = b"\0";
+
+impl Prepared {
+    /// Checks what can be checked before anything is mounted.
+    ///
+    /// # Errors
+    /// The source, the mount point or the log file is unfit.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let source = directory(&config.source).map_err(|why| Error::Source {
+            path: config.source.clone(),
+            why,
+        })?;
+        let log_file = match &config.log_file {
+            Some(path) => Some(logging::open(path).map_err(Error::io(path, "open the log"))?),
+            None => None,
+        };
+        let place = mountpoint::prepare(&config.mount_point, &source, config.nonempty)?;
+        Ok(Self {
+            config,
+            source,
+            place,
+            log_file,
+        })
+    }
+
+    /// Whether a mount whose process is gone had to be detached first.
+    pub fn cleared_dead_mount(&self) -> bool {
+        self.place.cleared
+    }
+
+    /// Serves the mount until it is unmounted or a signal ends it.
+    ///
+    /// # Errors
+    /// The mount was not made, or its connection to the kernel failed.
+    pub fn run_in_foreground(mut self) -> Result<(), Error> {
+        let log = self.log_file.take().map_or(Log::Stderr, Log::File);
+        logging::start(log, self.config.log_level);
+        self.serve(|| Ok(()))
+    }
+
+    /// Leaves the mount to a process in the background and returns once it
+    /// answers.
+    ///
+    /// # Errors
+    /// The mount was not made, or this process has more than one thread: the
+    /// others would be missing in the new process, with whatever they hold.
+    pub fn run_in_background(self) -> Result<(), Error> {
+        let place = self.place.path.clone();
+        let failed = |what| Error::io(&place, what);
+        let tasks = fs::read_dir("/proc/self/task").map_err(failed("count threads"))?;
+        if tasks.count() != 1 {
+            return Err(failed("start a process")(io::Error::other(
+                "there is a second thread",
+            )));
+        }
+        let (mut reader, writer) = io::pipe().map_err(failed("open a pipe"))?;
+        // SAFETY: there is no other thread, so no lock that the child would find
+        // held by nobody: it is a full process.
+        match unsafe { libc::fork() } {
+            -1 => Err(failed("start a process")(io::Error::last_os_error())),
+            0 => {
+                drop(reader);
+                self.be_daemon(writer)
+            }
+            _ => {
+                drop(writer);
+                let mut said = vec![];
+                let result = reader.read_to_end(&mut said);
+                result.map_err(failed("wait for the mount"))?;
+                match said.as_slice() {
+                    READY => Ok(()),
+                    b"" => Err(failed("mount")(io::Error::other(
+                        "the background process ended early; --foreground shows more",
+                    ))),
+                    reason => Err(Error::Background(
+                        String::from_utf8_lossy(reason).into_owned(),
+                    )),
+                }
+            }
+        }
+    }
+
+    fn be_daemon(mut self, writer: io::PipeWriter) -> ! {
+        let mut kept = vec![writer.as_raw_fd()];
+        kept.extend(self.log_file.as_ref().map(AsRawFd::as_raw_fd));
+        close_inherited(kept);
+        let log = self.log_file.take().map_or(Log::System, Log::File);
+        logging::start(log, self.config.log_level);
+        panic::set_hook(Box::new(|panic| error!("{panic}")));
+        let mut parent = Some(writer);
+        let result = leave_terminal()
+            .map_err(Error::io(
+                Path::new("/dev/null"),
+                "leave the terminal for it",
+            ))
+            .and_then(|()| {
+                self.serve(|| match parent.take() {
+                    Some(mut writer) => writer.write_all(READY),
+                    None => Ok(()),
+                })
+            });
+        process::exit(match result {
+            Ok(()) => 0,
+            Err(reason) => {
+                error!("{reason}");
+                if let Some(mut writer) = parent {
+                    // The parent is gone if this fails, and with it who would read it.
+                    let _ = writer.write_all(reason.to_string().as_bytes());
+                }
+                1
+            }
+        });
+    }
+
+    /// Mounts, calls `ready` once the mount answers, and serves it to its end.
+    fn serve(self, ready: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
+        let place = self.place.path.as_path();
+        let failed = |what| Error::io(place, what);
+        let source_error = |why| Error::Source {
+            path: self.source.clone(),
+            why,
+        };
+        raise_descriptor_limit();
+        let view = View::new(&self.source, self.config.view.clone()).map_err(source_error)?;
+        let attributes = Attributes {
+            source: view.source().as_os_str().to_owned(),
+            allow_other: self.config.access != Access::Owner,
+            noexec: self.config.noexec,
+            noatime: self.config.noatime,
+        };
+        let adapter = Adapter::new(view).map_err(source_error)?;
+        let mut signals =
+            Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed("watch for signals"))?;
+        let end = signals.handle();
+
+        let device = device::attach(place, &attributes)?;
+        let mounted = Mounted::find(place);
+        let mut settings = fuser::Config::default();
+        settings.n_threads = Some(self.config.threads);
+        // The kernel keeps strangers out, but knows no "root too".
+        let acl = match self.config.access {
+            Access::OwnerAndRoot => SessionACL::RootAndOwner,
+            Access::Owner | Access::Everyone => SessionACL::All,
+        };
+        let session = Session::from_fd(adapter, device, acl, settings).map_err(|why| {
+            mounted.clear();
+            failed("agree with the kernel")(why)
+        })?;
+        let requests = thread::spawn(move || {
+            let result = session.run();
+            end.close();
+            result
+        });
+
+        // From here on the mount has to be asked from this thread: the others
+        // answer.
+        let answers = fs::metadata(place).and_then(|root| {
+            kernel::raise_read_ahead(root.dev());
+            info!(
+                "{} is mounted on {}",
+                self.source.display(),
+                place.display()
+            );
+            ready()
+        });
+        if let Err(why) = answers {
+            mounted.detach();
+            return Err(failed("use the new mount")(why));
+        }
+        info!(
+            "{} is mounted on {}",
+            self.source.display(),
+            place.display()
+        );
+
+        match signals.forever().next() {
+            Some(signal) => {
+                info!("signal {signal}: unmounting {}", place.display());
+                mounted.detach();
+                Ok(())
+            }
+            None => {
+                mounted.clear();
+                match requests.join() {
+                    Ok(result) => result.map_err(failed("serve requests")),
+                    Err(_) => Err(failed("serve requests")(io::Error::other(
+                        "a defect in stfs",
+                    ))),
+                }
+            }
+        }
+    }
+}
+
+/// The mount of this process.
+struct Mounted<'a> {
+    place: &'a Path,
+    device: Option<u64>,
+}
+
+impl<'a> Mounted<'a> {
+    fn find(place: &'a Path) -> Self {
+        let mount = mountinfo::mount_at(place).ok().flatten();
+        Self {
+            place,
+            device: mount
+                .filter(|mount| mount.is_stfs())
+                .map(|mount| mount.device),
+        }
+    }
+
+    /// Takes the mount, which this process still serves, out of the directory
+    /// tree, wherever it is by now.
+    fn detach(&self) {
+        if let Some(device) = self.device {
+            report(unmount::detach_device(device));
+        }
+    }
+
+    /// Takes away what may be left of the mount when the kernel has ended the
+    /// connection. Usually that is nothing, and then a new mount may be here
+    /// already, even under the same device number: hence only a dead one goes.
+    fn clear(&self) {
+        if mountpoint::is_dead(self.place) {
+            report(unmount::detach(self.place));
+        }
+    }
+}
+
+fn report(result: Result<(), Error>) {
+    if let Err(reason) = result {
+        error!("{reason}");
+    }
+}
+
+fn directory(path: &Path) -> view::Result<PathBuf> {
+    let path = fs::canonicalize(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => view::Error::NotFound,
+        _ => view::Error::Io(error),
+    })?;
+    if fs::metadata(&path)?.is_dir() {
+        Ok(path)
+    } else {
+        Err(view::Error::NotADirectory)
+    }
+}
+
+/// Lets go of the terminal and the pipes of the caller, who may be waiting for
+/// their end, and of the working directory.
+fn leave_terminal() -> io::Result<()> {
+    let null: OwnedFd = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?
+        .into();
+    for stream in [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: the three numbers belong to nobody in this process: std opens
+        // them afresh for each use.
+        if unsafe { libc::dup2(null.as_raw_fd(), stream) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: no preconditions. It fails only for a process that leads a group,
+    // and a fresh child does not.
+    unsafe { libc::setsid() };
+    std::env::set_current_dir("/")
+}
+
+/// Closes what the caller had open beyond the standard streams, but for `kept`:
+/// locks and pipes of theirs would live as long as the mount.
+fn close_inherited(mut kept: Vec<RawFd>) {
+    kept.sort_unstable();
+    let mut first = libc::STDERR_FILENO + 1;
+    for end in kept.into_iter().chain([RawFd::MAX]) {
+        if first < end {
+            // SAFETY: right after the fork this process has opened nothing of its
+            // own but `kept`. Without close_range(2) the descriptors stay open.
+            unsafe { libc::close_range(first as u32, end as u32 - 1, 0) };
+        }
+        first = end.saturating_add(1);
+    }
+}
+
+/// Every open file of the mount costs this process a descriptor or two.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls get a pointer to a live rlimit.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}

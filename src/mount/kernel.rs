@@ -1,0 +1,60 @@
+//! What is agreed with the kernel about a mount: capabilities, queue lengths,
+//! read-ahead.
+
+use std::fs;
+
+use fuser::{InitFlags, KernelConfig};
+use log::{debug, info};
+
+/// Requests that may wait in the daemon at once. The default of 12 leaves a
+/// reader with many asynchronous requests in flight waiting for nothing.
+const MAX_BACKGROUND: u16 = 64;
+
+/// KiB read ahead of a sequential reader and of a page fault. The kernel's own
+/// 128 makes requests of 128 KiB; above 1024 scattered faults pay more than
+/// sequential readers gain.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// Asks for the capabilities this mount works best with. Gives whether
+/// passthrough is among those granted.
+pub fn negotiate(config: &mut KernelConfig) -> bool {
+    for capability in [
+        // Requests of one asynchronous direct read run beside each other.
+        InitFlags::FUSE_ASYNC_DIO,
+        InitFlags::FUSE_PARALLEL_DIROPS,
+        InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO,
+        // A file shown as it is may grow in place: drop its pages then.
+        InitFlags::FUSE_AUTO_INVAL_DATA,
+    ] {
+        if let Err(missing) = config.add_capabilities(capability) {
+            debug!("kernel without {missing:?}");
+        }
+    }
+    // Neither can fail: the values are not zero.
+    let _ = config.set_max_background(MAX_BACKGROUND);
+    let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+
+    // A depth of 2 lets the source lie on overlayfs, as in every container. The
+    // price is that no overlayfs can have this mount as a layer.
+    config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        && config.set_max_stack_depth(2).is_ok()
+}
+
+/// Raises the read-ahead of the mount with device number `device`. At the
+/// handshake the kernel grants no more than its default, so this is done from
+/// outside, which only root may do.
+pub fn raise_read_ahead(device: u64) {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    if major != 0 {
+        // Every FUSE mount has an anonymous device; this is somebody's disk.
+        return;
+    }
+    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    match fs::write(&setting, READ_AHEAD_KIB.to_string()) {
+        Ok(()) => debug!("{setting} = {READ_AHEAD_KIB}"),
+        Err(error) => info!(
+            "{setting}: {error}. Sequential reads are faster after: \
+             echo {READ_AHEAD_KIB} | sudo tee {setting}"
+        ),
+    }
+}

@@ -1,0 +1,37 @@
+//! That tree in the kernel's terms: a FUSE mount, and the process behind it.
+//!
+//! ```text
+//! adapter     one handler for each FUSE operation
+//! inodes      inode numbers        handles    what is open
+//! errno       error numbers        kernel     capabilities and read-ahead
+//! daemon      the process, from its checks to its end
+//! mountpoint  where a mount may go
+//! device      making a mount       unmount    ending it
+//! mountinfo   which mounts there are
+//! options     the words of -o      logging    where the log goes
+//! ```
+
+mod adapter;
+mod daemon;
+mod device;
+mod errno;
+mod error;
+mod handles;
+mod inodes;
+mod kernel;
+mod logging;
+mod mountinfo;
+mod mountpoint;
+pub mod options;
+mod unmount;
+
+use std::ffi::CStr;
+
+pub use daemon::{Config, Prepared};
+pub use error::Error;
+pub use options::Access;
+pub use unmount::unmount;
+
+/// Extended attribute of a mount's root: the number of the process that serves
+/// it, in decimal. Left out of listings, so that no copy of the tree carries it.
+const PID_XATTR: &CStr = c"user.stfs.pid";

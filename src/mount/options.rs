@@ -1,0 +1,195 @@
+//! The words of `-o`, as mount(8) and fstab(5) write them.
+
+use std::path::PathBuf;
+
+use crate::view::Tensors;
+
+/// Who may use the mount besides the user who made it. The kernel keeps
+/// everybody else out, root too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Access {
+    #[default]
+    Owner,
+    OwnerAndRoot,
+    Everyone,
+}
+
+/// One word with an effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    NoExec,
+    NoAtime,
+    NonEmpty,
+    Access(Access),
+    Tensors(Tensors),
+    ShowPickles,
+    Threads(usize),
+    LogFile(PathBuf),
+}
+
+/// The words of one `-o`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Words(pub Vec<Word>);
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WordError {
+    #[error("`{0}`: stfs is read-only. Leave the word out")]
+    Writable(String),
+    #[error("`{0}`: the name and type of an stfs mount are fixed. Leave the word out")]
+    Named(String),
+    #[error("`{word}`: {wanted}")]
+    Value { word: String, wanted: &'static str },
+    #[error("`{0}`: no such option. `stfs mount --help` lists them")]
+    Unknown(String),
+}
+
+/// Reads the words of one `-o`. They are separated by commas; `\,` is a comma
+/// within a value and `\\` a backslash.
+///
+/// # Errors
+/// A word that is unknown, or that asks for what stfs does not do.
+pub fn words(text: &str) -> Result<Words, WordError> {
+    split(text)
+        .iter()
+        .filter_map(|text| word(text).transpose())
+        .collect::<Result<_, _>>()
+        .map(Words)
+}
+
+/// Reads `show`, `hide` or `off`.
+///
+/// # Errors
+/// Any other text.
+pub fn tensors(text: &str) -> Result<Tensors, &'static str> {
+    match text {
+        "show" => Ok(Tensors::Show),
+        "hide" => Ok(Tensors::Hide),
+        "off" => Ok(Tensors::Off),
+        _ => Err("must be show, hide or off"),
+    }
+}
+
+/// The largest number of threads that may be asked for.
+pub const MAX_THREADS: usize = 256;
+
+/// Reads a number of threads, 1 to [`MAX_THREADS`].
+///
+/// # Errors
+/// Any other text.
+pub fn threads(text: &str) -> Result<usize, &'static str> {
+    match text.parse() {
+        Ok(threads @ 1..=MAX_THREADS) => Ok(threads),
+        _ => Err("must be a number from 1 to 256"),
+    }
+}
+
+/// `None` for a word that says what is the case anyway, or that is meant for
+/// mount(8) and systemd.
+fn word(text: &str) -> Result<Option<Word>, WordError> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (text, None),
+    };
+    let wrong = |wanted| WordError::Value {
+        word: text.to_owned(),
+        wanted,
+    };
+    Ok(Some(match (name, value) {
+        ("noexec", None) => Word::NoExec,
+        ("noatime", None) => Word::NoAtime,
+        ("nonempty", None) => Word::NonEmpty,
+        ("allow_other", None) => Word::Access(Access::Everyone),
+        ("allow_root", None) => Word::Access(Access::OwnerAndRoot),
+        ("show_pickles", None) => Word::ShowPickles,
+        ("tensors", Some(value)) => Word::Tensors(tensors(value).map_err(wrong)?),
+        ("threads", Some(value)) => Word::Threads(threads(value).map_err(wrong)?),
+        ("log_file", Some(value)) if !value.is_empty() => Word::LogFile(value.into()),
+        ("tensors" | "threads" | "log_file", _) => return Err(wrong("needs a value")),
+
+        ("" | "ro" | "nodev" | "nosuid" | "default_permissions", None) => return Ok(None),
+        ("exec" | "atime" | "relatime" | "diratime" | "nodiratime", None) => return Ok(None),
+        ("defaults" | "_netdev" | "auto" | "noauto" | "nofail", None) => return Ok(None),
+        ("user" | "users" | "nouser" | "owner" | "group", None) => return Ok(None),
+        ("comment", Some(_)) => return Ok(None),
+        (name, _) if name.starts_with("x-") => return Ok(None),
+
+        ("rw", None) => return Err(WordError::Writable(text.to_owned())),
+        ("fsname" | "subtype", _) => return Err(WordError::Named(text.to_owned())),
+        _ => return Err(WordError::Unknown(text.to_owned())),
+    }))
+}
+
+fn split(text: &str) -> Vec<String> {
+    let mut words = vec![];
+    let mut word = String::new();
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        match char {
+            '\\' => word.push(chars.next_if(|next| ",\\".contains(*next)).unwrap_or('\\')),
+            ',' => words.push(std::mem::take(&mut word)),
+            _ => word.push(char),
+        }
+    }
+    words.push(word);
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Vec<Word> {
+        words(text).unwrap().0
+    }
+
+    #[test]
+    fn words_with_an_effect() {
+        assert_eq!(
+            parsed("noexec,noatime,nonempty,allow_other,allow_root,show_pickles,threads=3"),
+            [
+                Word::NoExec,
+                Word::NoAtime,
+                Word::NonEmpty,
+                Word::Access(Access::Everyone),
+                Word::Access(Access::OwnerAndRoot),
+                Word::ShowPickles,
+                Word::Threads(3),
+            ]
+        );
+        assert_eq!(parsed("tensors=hide"), [Word::Tensors(Tensors::Hide)]);
+        assert_eq!(parsed("tensors=off,"), [Word::Tensors(Tensors::Off)]);
+        assert_eq!(
+            parsed(r"log_file=/a\,b\\c\d,noexec"),
+            [Word::LogFile(r"/a,b\c\d".into()), Word::NoExec]
+        );
+    }
+
+    #[test]
+    fn words_of_fstab_have_none() {
+        let fstab = "defaults,ro,nodev,nosuid,_netdev,noauto,user,nofail,relatime,exec,\
+                     x-systemd.automount,x-gvfs-name=a,comment=b,default_permissions";
+        assert_eq!(parsed(fstab), []);
+        assert_eq!(parsed(""), []);
+    }
+
+    #[test]
+    fn refusals_name_the_word() {
+        for text in ["rw", "fsname=x", "subtype=y", "direct_io", "tensors=all"] {
+            let error = words(&format!("ro,{text}")).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{text}`")), "{error}");
+        }
+        for text in [
+            "threads=0",
+            "threads=257",
+            "threads",
+            "tensors",
+            "log_file=",
+        ] {
+            assert!(
+                matches!(words(text), Err(WordError::Value { .. })),
+                "{text}"
+            );
+        }
+        assert!(words("rw").unwrap_err().to_string().contains("read-only"));
+    }
+}

@@ -1,0 +1,60 @@
+//! What the inode of a source file says.
+
+use std::os::unix::fs::MetadataExt;
+
+/// Which bytes a file holds, as far as its inode can tell: equal identities are
+/// taken to mean equal contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    pub device: u64,
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Seconds and nanoseconds.
+    pub modified: (i64, i64),
+    /// Seconds and nanoseconds of the last inode change, which no program can set.
+    pub changed: (i64, i64),
+}
+
+impl Identity {
+    /// Whether a file with identity `now` that is still held open has kept its
+    /// bytes. The inode change time is left out: it moves when the name is
+    /// removed or replaced, which leaves the bytes of an open file alone.
+    pub(super) fn same_bytes(&self, now: &Identity) -> bool {
+        self.size == now.size && self.modified == now.modified
+    }
+}
+
+/// The parts of `stat` that are passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metadata {
+    pub identity: Identity,
+    pub is_file: bool,
+    pub is_directory: bool,
+    /// Permission bits.
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+    /// Seconds and nanoseconds.
+    pub accessed: (i64, i64),
+}
+
+impl From<std::fs::Metadata> for Metadata {
+    fn from(metadata: std::fs::Metadata) -> Metadata {
+        Metadata {
+            identity: Identity {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+                size: metadata.size(),
+                modified: (metadata.mtime(), metadata.mtime_nsec()),
+                changed: (metadata.ctime(), metadata.ctime_nsec()),
+            },
+            is_file: metadata.is_file(),
+            is_directory: metadata.is_dir(),
+            mode: (metadata.mode() & 0o777) as u16,
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            accessed: (metadata.atime(), metadata.atime_nsec()),
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The tree a mount shows: directories, files shown as they are, converted
+//! checkpoints, and directories of raw tensors. Plain types, no FUSE.
+
+mod directory;
+mod file;
+mod node;
+mod refused;
+mod scan;
+mod sources;
+mod tensor_names;
+mod tensors;
+
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+
+pub use crate::source::Bytes;
+pub use file::OpenFile;
+pub use node::{Attr, Kind, Node, NodeKey};
+
+use crate::convert::Reader;
+use crate::source::{self, Metadata, Source};
+use file::Open;
+use node::{Origin, Place, Real};
+use scan::Scan;
+use sources::Sources;
+use tensors::TensorListing;
+
+/// Directories whose names are remembered.
+const SCANS: NonZeroUsize = NonZeroUsize::new(128).unwrap();
+
+/// Whether `X.tensors/` directories are part of the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Tensors {
+    /// Listed and reachable.
+    #[default]
+    Show,
+    /// Reachable by path, left out of listings.
+    Hide,
+    /// Not there at all.
+    Off,
+}
+
+/// What shapes the tree.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    pub tensors: Tensors,
+    /// Show pickle checkpoints beside their converted form.
+    pub show_pickles: bool,
+    /// Follow only symbolic links that stay inside the source.
+    pub links_inside_only: bool,
+}
+
+/// Why an operation on the tree failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no such file or directory")]
+    NotFound,
+    #[error("not a directory")]
+    NotADirectory,
+    #[error("is a directory")]
+    IsADirectory,
+    /// The source file behind the node is no longer the one the node was made from.
+    #[error("the source changed")]
+    Stale,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<source::Error> for Error {
+    fn from(error: source::Error) -> Error {
+        match error {
+            source::Error::Io(error) => Error::Io(error),
+            source::Error::Changed => Error::Stale,
+            source::Error::PastEnd { .. } => Error::Io(io::Error::other(error)),
+        }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The figures of the source's file system, as `statvfs` gives them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FsStats {
+    pub blocks: u64,
+    pub blocks_free: u64,
+    pub blocks_available: u64,
+    pub files: u64,
+    pub files_free: u64,
+    pub block_size: u32,
+    pub fragment_size: u32,
+    pub name_max: u32,
+}
+
+/// The tree over one source directory. Shared by all threads of a mount.
+pub struct View {
+    sources: Sources,
+    options: Options,
+    scans: Mutex<LruCache<PathBuf, Arc<Scan>>>,
+}
+
+impl View {
+    /// Opens `source`, which must be a directory that can be read.
+    pub fn new(source: &Path, options: Options) -> Result<View> {
+        let root = source.canonicalize()?;
+        std::fs::read_dir(&root)?;
+        Ok(View {
+            sources: Sources::new(root, options.links_inside_only),
+            options,
+            scans: Mutex::new(LruCache::new(SCANS)),
+        })
+    }
+
+    /// The absolute path of the source directory.
+    pub fn source(&self) -> &Path {
+        self.sources.root()
+    }
+
+    pub fn root(&self) -> Result<Node> {
+        let metadata = Metadata::from(std::fs::metadata(self.source())?);
+        Ok(directory::real_directory(self.source(), &metadata))
+    }
+
+    /// The child `name` of the directory `dir`. The node is made from what the
+    /// source holds now: when a file behind a name is replaced, the next lookup
+    /// gives a node with another key.
+    pub fn lookup(&self, dir: &Node, name: &OsStr) -> Result<Node> {
+        let plain_name =
+            !name.is_empty() && name != "." && name != ".." && !name.as_bytes().contains(&b'/');
+        if !plain_name {
+            return Err(Error::NotFound);
+        }
+        match &dir.key.0 {
+            Place::Directory(real) => self.child(&real.path, name),
+            Place::Tensors(set) => {
+                let name = name.to_str().ok_or(Error::NotFound)?;
+                TensorListing::open(&self.sources, set)?.find(name)
+            }
+            _ => Err(Error::NotADirectory),
+        }
+    }
+
+    /// All children of `dir`, as of now, by name, without `.` and `..`.
+    pub fn list(&self, dir: &Node) -> Result<Listing> {
+        match &dir.key.0 {
+            Place::Directory(real) => Ok(Listing(Children::Source(self.children(&real.path)?))),
+            Place::Tensors(set) => Ok(Listing(Children::Tensors(TensorListing::open(
+                &self.sources,
+                set,
+            )?))),
+            _ => Err(Error::NotADirectory),
+        }
+    }
+
+    /// Attributes as of now for directories and files shown as they are; as of
+    /// the node's making for derived files.
+    pub fn attr(&self, node: &Node) -> Result<Attr> {
+        let real = match &node.key.0 {
+            Place::Directory(real) | Place::Plain(real) => real,
+            _ => return Ok(node.attr),
+        };
+        // A file that is gone or replaced is still what it was to whoever holds it.
+        Ok(match std::fs::metadata(&real.path).map(Metadata::from) {
+            Ok(metadata) if is_same(real, &metadata) => Attr::of(&metadata),
+            _ => node.attr,
+        })
+    }
+
+    /// Opens a file for reading. [`Error::Stale`] when the source behind it
+    /// changed.
+    pub fn open(&self, node: &Node) -> Result<OpenFile> {
+        let open = match &node.key.0 {
+            Place::Directory(_) | Place::Tensors(_) => return Err(Error::IsADirectory),
+            Place::Plain(real) => {
+                let source = open_source(&real.path)?;
+                let identity = source.identity();
+                if (identity.device, identity.inode) != (real.device, real.inode) {
+                    return Err(Error::Stale);
+                }
+                Open::Plain(source)
+            }
+            Place::Converted(origin) => Open::Converted(self.reader(origin)?),
+            Place::Tensor(origin, index) => Open::Tensor(self.reader(origin)?, *index as usize),
+            Place::Text(text) => Open::Text(text.clone()),
+        };
+        Ok(OpenFile::new(open))
+    }
+
+    fn reader(&self, origin: &Origin) -> Result<Reader> {
+        let source = open_source(&origin.path)?;
+        if *source.identity() != origin.key.identity {
+            return Err(Error::Stale);
+        }
+        Ok(Reader::new(source, self.sources.plan_again(origin)?))
+    }
+
+    /// Extended attributes: names with values, in a stable order.
+    pub fn xattrs(&self, node: &Node) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let source = |path: &Path| ("user.stfs.source", path.as_os_str().as_bytes().to_vec());
+        Ok(match &node.key.0 {
+            Place::Directory(_) | Place::Plain(_) | Place::Tensors(_) => Vec::new(),
+            Place::Converted(origin) => vec![source(&origin.path)],
+            Place::Text(text) => vec![source(&text.about)],
+            Place::Tensor(origin, index) => {
+                let plan = self.sources.plan_again(origin)?;
+                let tensor = plan.tensors().get(*index as usize).ok_or(Error::Stale)?;
+                let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
+                vec![
+                    ("user.stfs.dtype", tensor.dtype.to_string().into_bytes()),
+                    ("user.stfs.name", tensor.name.as_bytes().to_vec()),
+                    (
+                        "user.stfs.shape",
+                        format!("[{}]", shape.join(", ")).into_bytes(),
+                    ),
+                    source(&origin.path),
+                ]
+            }
+        })
+    }
+
+    pub fn stats(&self) -> Result<FsStats> {
+        let stats = nix::sys::statvfs::statvfs(self.source()).map_err(io::Error::from)?;
+        let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        Ok(FsStats {
+            blocks: stats.blocks(),
+            blocks_free: stats.blocks_free(),
+            blocks_available: stats.blocks_available(),
+            files: stats.files(),
+            files_free: stats.files_free(),
+            block_size: narrow(stats.block_size()),
+            fragment_size: narrow(stats.fragment_size()),
+            name_max: narrow(stats.name_max()),
+        })
+    }
+
+    fn scans(&self) -> MutexGuard<'_, LruCache<PathBuf, Arc<Scan>>> {
+        self.scans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_same(real: &Real, metadata: &Metadata) -> bool {
+    (real.device, real.inode) == (metadata.identity.device, metadata.identity.inode)
+}
+
+/// A source that is gone is a source that changed: the name is to be looked up
+/// again.
+fn open_source(path: &Path) -> Result<Source> {
+    Source::open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Error::Stale,
+        _ => Error::Io(error),
+    })
+}
+
+/// A directory's children at one moment. Cheap to hold for a directory of
+/// many tensors: nodes are made when asked for.
+pub struct Listing(Children);
+
+enum Children {
+    Source(Vec<(OsString, Node)>),
+    Tensors(TensorListing),
+}
+
+impl Listing {
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Children::Source(children) => children.len(),
+            Children::Tensors(tensors) => tensors.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Child `index` in listing order.
+    pub fn entry(&self, index: usize) -> Option<(Cow<'_, OsStr>, Node)> {
+        match &self.0 {
+            Children::Source(children) => {
+                let (name, node) = children.get(index)?;
+                Some((Cow::Borrowed(name), node.clone()))
+            }
+            Children::Tensors(tensors) => {
+                let (name, node) = tensors.entry(index)?;
+                Some((Cow::Owned(name.into()), node))
+            }
+        }
+    }
+}
