@@ -61,10 +61,7 @@ impl Adapter {
             .view
             .lookup(&self.node(parent)?, name)
             .map_err(|error| failed("lookup", parent, &error))?;
-        let attr = self
-            .view
-            .attr(&node)
-            .map_err(|error| failed("lookup", parent, &error))?;
+        let attr = *node.attr();
         Ok(file_attr(self.inodes.count(node), &attr))
     }
 

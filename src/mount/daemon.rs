@@ -221,11 +221,6 @@ impl Prepared {
             mounted.detach();
             return Err(failed("use the new mount")(why));
         }
-        info!(
-            "{} is mounted on {}",
-            self.source.display(),
-            place.display()
-        );
 
         match signals.forever().next() {
             Some(signal) => {

@@ -69,14 +69,21 @@ impl<N: Keyed, S: BuildHasher> Inodes<N, S> {
         self.find(&self.lock(), node)
     }
 
-    /// The number of `node`, with one more reference counted.
+    /// The number of `node`, with one more reference counted. Of nodes with equal
+    /// keys the last one counts: a file that goes by several names is found under
+    /// the one that was looked up last, and the others may be gone.
     pub fn count(&self, node: N) -> u64 {
         let mut known = self.lock();
         let number = self.find(&known, &node);
-        known
-            .entry(number)
-            .or_insert(Known { node, lookups: 0 })
-            .lookups += 1;
+        match known.entry(number) {
+            Entry::Occupied(mut entry) => {
+                let lookups = entry.get().lookups + 1;
+                entry.insert(Known { node, lookups });
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(Known { node, lookups: 1 });
+            }
+        }
         number
     }
 
@@ -161,6 +168,29 @@ mod tests {
         assert_eq!(inodes.count("a"), number);
         inodes.forget(number, 1);
         assert_eq!(inodes.get(number), Some("a"));
+        inodes.forget(number, 1);
+        assert_eq!(inodes.get(number), None);
+    }
+
+    /// A key with a name that is no part of it.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Named(u8, &'static str);
+
+    impl Keyed for Named {
+        type Key = u8;
+        fn key(&self) -> &u8 {
+            &self.0
+        }
+    }
+
+    #[test]
+    fn the_name_looked_up_last_counts() {
+        let inodes = Inodes::new(Named(0, "root"));
+        let number = inodes.count(Named(7, "old"));
+        assert_eq!(inodes.count(Named(7, "new")), number);
+        assert_eq!(inodes.get(number), Some(Named(7, "new")));
+        inodes.forget(number, 1);
+        assert_eq!(inodes.get(number), Some(Named(7, "new")));
         inodes.forget(number, 1);
         assert_eq!(inodes.get(number), None);
     }

@@ -111,6 +111,11 @@ impl Node {
         self.attr.kind
     }
 
+    /// The attributes at the time the node was made.
+    pub fn attr(&self) -> &Attr {
+        &self.attr
+    }
+
     /// Whether this file only says why another one is not there.
     pub fn is_refusal(&self) -> bool {
         matches!(&self.key.0, Place::Text(text) if text.refuses)
