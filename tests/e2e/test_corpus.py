@@ -1,0 +1,158 @@
+"""Checkpoints that others made, benign and hostile, against what torch loads from them.
+
+The corpus is not part of this repository. STFS_CORPUS names its directory: MANIFEST.tsv lists the files, and
+expected/PATH.json says which tensors torch finds in PATH, or that it refuses it (.jit.json: torch.jit.load).
+"""
+
+import csv
+import functools
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import oracle
+import pytest
+from conftest import REPOSITORY, derived, read_everything, refusal
+
+CORPUS = Path(os.environ.get("STFS_CORPUS", REPOSITORY.parent / "shared" / "corpus"))
+CHECKPOINT_EXTENSIONS = {".pt", ".pth", ".bin", ".ckpt"}
+
+# Archives that two readers can understand differently. torch picks one reading; refusing them is right too.
+AMBIGUOUS = {
+    "zipdiff/10_duplicate_datapkl_first_w_second_evil.pt": "two records are called data.pkl",
+    "zipdiff/61_dup3_k1_k2_k3.pt": "three records have one name",
+    "zipdiff/62_dup4_k1_k2_k3_w.pt": "four records have one name",
+    "zipdiff/64_case_dup_lower_k1_upper_k2.pt": "two records differ in the case of their name only",
+    "zipdiff/65_case_dup_upper_k2_first.pt": "two records differ in the case of their name only",
+}
+
+SAFETENSORS_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+
+def manifest():
+    if not (CORPUS / "MANIFEST.tsv").is_file():
+        return []
+    with open(CORPUS / "MANIFEST.tsv", newline="") as file:
+        return [row["path"] for row in csv.DictReader(file, delimiter="\t")]
+
+
+def is_torch_zip(path):
+    source = CORPUS / path
+    return source.suffix in CHECKPOINT_EXTENSIONS and source.read_bytes()[:4] == b"PK\x03\x04"
+
+
+PATHS = manifest()
+TORCH_ZIPS = [path for path in PATHS if is_torch_zip(path)]
+OTHER_CHECKPOINTS = [path for path in PATHS if Path(path).suffix in CHECKPOINT_EXTENSIONS and path not in TORCH_ZIPS]
+
+
+@pytest.fixture(scope="module")
+def mount(mounted):
+    if not PATHS:
+        pytest.skip(f"no corpus at {CORPUS}: set STFS_CORPUS")
+    with mounted(CORPUS) as mount_point:
+        yield mount_point
+
+
+@functools.cache
+def expectation(path, kind=""):
+    file = CORPUS / "expected" / f"{path}{kind}.json"
+    return json.loads(file.read_text()) if file.is_file() else {"ok": False}
+
+
+def wanted_tensors(path):
+    """What a torch loader finds in the file: name -> (dtype, shape, sha256); None if none of them reads it."""
+    for kind in ("", ".jit", ".full"):
+        found = expectation(path, kind)
+        if found["ok"]:
+            return {
+                tensor["name"]: (SAFETENSORS_DTYPES[tensor["dtype"]], tensor["shape"], tensor["sha256"])
+                for tensor in found["tensors"]
+            }
+    return None
+
+
+def tensors_of(converted):
+    """The same of a safetensors file."""
+    data = converted.read_bytes()
+    header, data_start = oracle.header_of(data)
+    header.pop("__metadata__", None)
+    return {
+        name: (
+            info["dtype"],
+            info["shape"],
+            hashlib.sha256(data[slice(*(data_start + offset for offset in info["data_offsets"]))]).hexdigest(),
+        )
+        for name, info in header.items()
+    }
+
+
+@pytest.mark.parametrize("path", TORCH_ZIPS or [pytest.param(None, id="no-corpus")])
+def test_torch_zip(path, mount, mounted, tmp_path):
+    if (CORPUS / derived(Path(path))).exists():
+        # A real file of the derived name wins; alone, the checkpoint is converted.
+        assert (mount / derived(Path(path))).read_bytes() == (CORPUS / derived(Path(path))).read_bytes()
+        shutil.copy(CORPUS / path, tmp_path)
+        with mounted(tmp_path) as alone:
+            check_torch_zip(path, alone / Path(path).name)
+    else:
+        check_torch_zip(path, mount / path)
+
+
+def check_torch_zip(path, shown):
+    wanted = wanted_tensors(path)
+    accepted = expectation(path)["ok"]
+    if accepted and path not in AMBIGUOUS:
+        assert tensors_of(derived(shown)) == wanted
+    elif not derived(shown).exists():
+        refusal(shown)
+    else:
+        # torch.load refuses TorchScript and pickled classes; torch.jit.load and weights_only=False do not.
+        assert wanted is not None, "no loader of torch reads this file"
+        assert tensors_of(derived(shown)) == wanted
+
+
+@pytest.mark.parametrize("path", OTHER_CHECKPOINTS or [pytest.param(None, id="no-corpus")])
+def test_other_container(path, mount):
+    """Converted as torch reads it, or refused: never another result."""
+    shown = mount / path
+    if derived(shown).exists():
+        wanted = wanted_tensors(path)
+        assert wanted is not None
+        assert tensors_of(derived(shown)) == wanted
+    elif not shown.exists():
+        refusal(shown)
+    else:
+        assert shown.read_bytes() == (CORPUS / path).read_bytes()
+
+
+def test_every_file_is_readable(mount):
+    assert read_everything(mount) >= len(PATHS)
+
+
+def test_no_checkpoint_is_visible(mount):
+    for path in TORCH_ZIPS:
+        assert not (mount / path).exists(), path
+        assert Path(path).name not in os.listdir((mount / path).parent)
+
+
+def test_no_pickle_is_visible(mount):
+    """No file of the mount starts as a pickle of protocol 2 or later does and is one to its end."""
+    for parent, _, files in os.walk(mount):
+        for name in files:
+            data = Path(parent, name).read_bytes()
+            is_pickle = len(data) > 2 and data[0] == 0x80 and data[1] in range(2, 6) and data.endswith(b".")
+            assert not is_pickle, os.path.join(parent, name)
