@@ -94,9 +94,14 @@ impl Strided {
         out: &mut [u8],
         scratch: &mut Vec<u8>,
     ) -> Result<()> {
+        // An expanded axis, whose elements are all one, only when there is no other.
+        let distance = |axis: &usize| match self.axes[*axis].stride {
+            0 => u64::MAX,
+            stride => stride,
+        };
         let run_axis = (0..self.axes.len())
-            .filter(|&axis| block.sizes[axis] > 1 && self.axes[axis].stride > 0)
-            .min_by_key(|&axis| self.axes[axis].stride);
+            .filter(|&axis| block.sizes[axis] > 1)
+            .min_by_key(distance);
         let mut runs = Odometer::new(&block.sizes, run_axis);
         let element = self.element as usize;
         loop {
@@ -183,7 +188,10 @@ impl Run {
             return source.read_exact_at(&mut out[..len], from);
         }
         // As many elements at a time as a piece of the source may hold.
-        let at_once = (SPAN / distance).clamp(1, self.count);
+        let at_once = match SPAN.checked_div(distance) {
+            Some(most) => most.clamp(1, self.count),
+            None => self.count,
+        };
         let mut done = 0;
         while done < self.count {
             let count = at_once.min(self.count - done);
