@@ -43,12 +43,14 @@ impl From<checkpoint::Error> for Error {
 /// native safetensors file. `architecture` is the class of model that the file
 /// belongs to; it decides which name a tied tensor keeps.
 pub fn plan(source: &Source, content: Content, architecture: Option<&str>) -> Result<Plan, Error> {
-    if content == Content::Safetensors {
-        return Ok(Plan::native(checkpoint::native(source)?, source.size()));
-    }
-    let tied = architecture.and_then(tied_weights::tied);
-    let plan = Plan::new(checkpoint::read(source, content)?, source.size(), tied)?;
-    // A file that grew while its directory was read may fit together by chance.
+    let plan = match content {
+        Content::Safetensors => Plan::native(checkpoint::native(source)?, source.size()),
+        _ => {
+            let tied = architecture.and_then(tied_weights::tied);
+            Plan::new(checkpoint::read(source, content)?, source.size(), tied)?
+        }
+    };
+    // A file that changed while it was read may fit together by chance.
     source.check_identity()?;
     Ok(plan)
 }
@@ -78,7 +80,11 @@ pub fn promise(path: &Path) -> Promise {
 /// The class of model that the `config.json` beside the file at `path` names
 /// first.
 pub fn architecture(path: &Path) -> Option<Arc<str>> {
-    let config = Source::open(&path.with_file_name("config.json")).ok()?;
+    architecture_in(&Source::open(&path.with_file_name("config.json")).ok()?)
+}
+
+/// The class of model that a `config.json` names first.
+pub fn architecture_in(config: &Source) -> Option<Arc<str>> {
     let size = Some(config.size()).filter(|size| *size <= MAX_CONFIG)?;
     let text = config.read_at(0, size).ok()?;
     let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
