@@ -26,7 +26,8 @@ struct View<'a> {
     dtype: Dtype,
     offset: u64,
     shape: &'a [u64],
-    strides: &'a [u64],
+    /// 0 for a dimension of one element, along which nobody steps.
+    strides: Box<[u64]>,
     lazy: Lazy,
 }
 
@@ -46,7 +47,7 @@ pub fn find(tensors: &[Tensor], tied: Option<&HashSet<String>>) -> Ties {
             dtype: tensor.dtype,
             offset: tensor.offset,
             shape: &tensor.shape,
-            strides: &tensor.strides,
+            strides: steps(tensor),
             lazy: tensor.lazy,
         };
         groups.entry(view).or_default().push(index);
@@ -65,4 +66,11 @@ pub fn find(tensors: &[Tensor], tied: Option<&HashSet<String>>) -> Ties {
     ties.kept.sort_unstable();
     ties.dropped.sort_unstable();
     ties
+}
+
+fn steps(tensor: &Tensor) -> Box<[u64]> {
+    let dimensions = tensor.shape.iter().zip(&tensor.strides);
+    dimensions
+        .map(|(&size, &stride)| if size == 1 { 0 } else { stride })
+        .collect()
 }
