@@ -1,7 +1,7 @@
 //! Plans in memory: each made once however many ask for it at the same time,
 //! the least recently used forgotten first.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
@@ -26,21 +26,25 @@ const OVERHEAD: usize = 256;
 #[derive(Debug)]
 pub struct Plans {
     kept: Mutex<Kept>,
-    /// Bytes.
-    budget: usize,
 }
 
 #[derive(Debug)]
 struct Kept {
     slots: LruCache<Key, Slot>,
-    /// Bytes.
+    /// Bytes: the sum of the slots'.
     weight: usize,
+    /// Bytes.
+    budget: usize,
 }
 
-#[derive(Clone, Debug)]
+/// None until somebody has made it. Whoever makes it holds the lock, which no
+/// other lock is waited for under but that of the slots.
+type Place = Arc<Mutex<Option<Outcome>>>;
+
+#[derive(Debug)]
 struct Slot {
-    outcome: Arc<OnceLock<Outcome>>,
-    /// Bytes, once the outcome is known.
+    place: Place,
+    /// Bytes.
     weight: usize,
 }
 
@@ -52,8 +56,8 @@ impl Plans {
             kept: Mutex::new(Kept {
                 slots: LruCache::unbounded(),
                 weight: 0,
+                budget,
             }),
-            budget,
         }
     }
 
@@ -65,88 +69,61 @@ impl Plans {
         key: &Key,
         make: impl FnOnce() -> Result<Plan, Error>,
     ) -> Result<Outcome, source::Error> {
-        let slot = self.slot(key);
-        let mut failure = None;
-        let mut made = false;
-        // An unkept error leaves a refusal in a slot that nobody finds any more.
-        let outcome = slot.outcome.get_or_init(|| {
-            made = true;
-            match make() {
-                Ok(plan) => Ok(Arc::new(plan)),
-                Err(Error::Refused(refusal)) => Err(Arc::new(refusal)),
-                Err(Error::Source(error)) => {
-                    let refusal = changing(&error);
-                    failure = Some(error);
-                    Err(Arc::new(refusal))
-                }
-            }
-        });
-        match failure {
-            Some(error) => {
-                self.forget(key, &slot);
-                Err(error)
-            }
-            None => {
-                if made {
-                    self.weigh(key, &slot, outcome);
-                }
-                Ok(outcome.clone())
-            }
+        let place = self.kept().place(key);
+        let mut outcome = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outcome) = &*outcome {
+            return Ok(outcome.clone());
         }
+        let made = match make() {
+            Ok(plan) => Ok(Arc::new(plan)),
+            Err(Error::Refused(refusal)) => Err(Arc::new(refusal)),
+            Err(Error::Source(error)) => return Err(error),
+        };
+        *outcome = Some(made.clone());
+        self.kept().weigh(key, &place, &made);
+        Ok(made)
     }
 
-    fn slot(&self, key: &Key) -> Slot {
-        let mut kept = self.lock();
-        kept.slots
-            .get_or_insert(key.clone(), || Slot {
-                outcome: Arc::default(),
-                weight: 0,
-            })
-            .clone()
-    }
-
-    fn forget(&self, key: &Key, slot: &Slot) {
-        let mut kept = self.lock();
-        let same = kept
-            .slots
-            .peek(key)
-            .is_some_and(|kept| Arc::ptr_eq(&kept.outcome, &slot.outcome));
-        if same {
-            kept.slots.pop(key);
-        }
-    }
-
-    /// Accounts for a new outcome, and makes room for it.
-    fn weigh(&self, key: &Key, slot: &Slot, outcome: &Outcome) {
-        let weight = OVERHEAD + outcome.as_ref().map_or(0, |plan| plan.weight());
-        let mut guard = self.lock();
-        let kept = &mut *guard;
-        match kept.slots.peek_mut(key) {
-            Some(kept_slot) if Arc::ptr_eq(&kept_slot.outcome, &slot.outcome) => {
-                kept_slot.weight = weight;
-            }
-            _ => return,
-        }
-        kept.weight += weight;
-        while kept.weight > self.budget && kept.slots.len() > 1 {
-            let Some((_, oldest)) = kept.slots.pop_lru() else {
-                break;
-            };
-            kept.weight -= oldest.weight;
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What those are told who waited for an attempt that failed.
-fn changing(error: &source::Error) -> Refusal {
-    use crate::checkpoint::Cause;
-    let cause = match error {
-        source::Error::Io(_) => Cause::Unreadable,
-        _ => Cause::Changing,
-    };
-    Refusal::new(cause, error.to_string())
+impl Kept {
+    fn place(&mut self, key: &Key) -> Place {
+        if let Some(slot) = self.slots.get(key) {
+            return slot.place.clone();
+        }
+        let place = Place::default();
+        let slot = Slot {
+            place: place.clone(),
+            weight: OVERHEAD,
+        };
+        self.slots.put(key.clone(), slot);
+        self.weight += OVERHEAD;
+        self.make_room();
+        place
+    }
+
+    /// Accounts for the plan that was made in `place`, unless the place was
+    /// forgotten meanwhile.
+    fn weigh(&mut self, key: &Key, place: &Place, outcome: &Outcome) {
+        let slot = self.slots.peek_mut(key);
+        let Some(slot) = slot.filter(|slot| Arc::ptr_eq(&slot.place, place)) else {
+            return;
+        };
+        let plan = outcome.as_ref().map_or(0, |plan| plan.weight());
+        slot.weight += plan;
+        self.weight += plan;
+        self.make_room();
+    }
+
+    fn make_room(&mut self) {
+        while self.weight > self.budget && self.slots.len() > 1 {
+            let Some((_, oldest)) = self.slots.pop_lru() else {
+                break;
+            };
+            self.weight -= oldest.weight;
+        }
+    }
 }
