@@ -4,6 +4,7 @@
 //! A real file wins over a derived one of the same name. A name that two
 //! checkpoints would both turn into goes to neither: they keep their endings.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
@@ -18,35 +19,38 @@ use super::{Error, Result, Tensors, View, refused, tensors};
 use crate::checkpoint::{Content, Refusal};
 use crate::convert::index::Index;
 use crate::convert::{Plan, names};
-use crate::source::{Metadata, Source};
+use crate::source::Metadata;
 
 const REFUSED: &str = ".refused.txt";
 const TENSORS: &str = ".tensors";
-/// Hugging Face's own tools refuse longer index files.
-const MAX_INDEX: u64 = 64 << 20;
 
 /// A child and the rank of its claim to the name: a real file 0, a derived one
 /// 1, the tensors of all shards 2.
 type Claim = (OsString, u8, Node);
 
+/// A shard with the names of the tensors that its index gives to it.
+type Shard<'i> = (Arc<Origin>, Arc<Plan>, Vec<&'i str>);
+
 impl View {
-    pub(super) fn child(&self, directory: &Path, name: &OsStr) -> Result<Node> {
+    pub(super) fn child(&self, directory: &Real, name: &OsStr) -> Result<Node> {
+        let metadata = self.enter(directory)?;
+        let directory = &*directory.path;
         let path = directory.join(name);
         match self.sources.find(directory, name)? {
             Found::Directory(metadata) => return Ok(real_directory(&path, &metadata)),
-            Found::File(metadata, content) if self.is_shown(&path, name, content) => {
+            Found::File(metadata, content) if self.is_shown(&path, &metadata, content) => {
                 return Ok(plain(&path, &metadata));
             }
             _ => {}
         }
-        let scan = self.scan(directory)?;
+        let scan = self.scan(directory, &metadata)?;
         if let Some(about) = strip_suffix(name, REFUSED)
             && let Some(node) = self.refusal(directory, &scan, &about)?
         {
             return Ok(node);
         }
         if let Some(base) = strip_suffix(name, names::SAFETENSORS)
-            && let Some((origin, _)) = self.converted(directory, &scan, &base)?
+            && let Some(origin) = self.converted(directory, &scan, &base)?
         {
             return Ok(converted(origin));
         }
@@ -60,12 +64,13 @@ impl View {
     }
 
     /// The children of a directory, by name.
-    pub(super) fn children(&self, directory: &Path) -> Result<Vec<(OsString, Node)>> {
-        let scan = self.scan(directory)?;
+    pub(super) fn children(&self, directory: &Real) -> Result<Vec<(OsString, Node)>> {
+        let metadata = self.enter(directory)?;
+        let scan = self.scan(&directory.path, &metadata)?;
         let claims: Vec<Vec<Claim>> = scan
             .names()
             .par_iter()
-            .map(|name| self.claims(directory, &scan, name))
+            .map(|name| self.claims(&directory.path, &scan, name))
             .collect::<Result<_>>()?;
         let mut claims: Vec<Claim> = claims.into_iter().flatten().collect();
         claims.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
@@ -76,28 +81,42 @@ impl View {
             .collect())
     }
 
+    /// What stands at the path of `directory` now.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] when that is another directory, or perhaps a link to one.
+    /// The root is whatever stands at its path: nobody could look it up again.
+    fn enter(&self, directory: &Real) -> Result<Metadata> {
+        let metadata = Metadata::from(std::fs::metadata(&directory.path)?);
+        match directory.is(&metadata) || *directory.path == *self.source() {
+            true => Ok(metadata),
+            false => Err(Error::Stale),
+        }
+    }
+
     /// What the entry `name` of the source puts into the listing.
     fn claims(&self, directory: &Path, scan: &Scan, name: &OsStr) -> Result<Vec<Claim>> {
         let path = directory.join(name);
         let mut claims = Vec::new();
-        let listed = self.options.tensors == Tensors::Show;
         match self.sources.find(directory, name)? {
-            Found::Missing | Found::Special => {}
+            Found::Missing | Found::Special => return Ok(claims),
             Found::Directory(metadata) => {
                 claims.push((name.to_os_string(), 0, real_directory(&path, &metadata)));
             }
             Found::Refused(metadata, refusal) => {
-                let node = refused(directory, name, &metadata, &refusal);
-                claims.push((with(name, REFUSED), 1, node));
+                if !holds_no_weights(name) {
+                    let node = refused(directory, name, &metadata, &refusal);
+                    claims.push((with(name, REFUSED), 1, node));
+                }
             }
             Found::File(metadata, content) => {
-                if self.is_shown(&path, name, content) {
+                if self.is_shown(&path, &metadata, content) {
                     claims.push((name.to_os_string(), 0, plain(&path, &metadata)));
                 }
                 if content == Content::Safetensors
-                    && listed
+                    && self.lists_tensors()
                     && let Some(base) = strip_suffix(name, names::SAFETENSORS)
-                    && let Ok((origin, _)) = self.sources.plan(&path, &metadata, content)
+                    && let Ok(origin) = self.sources.origin(&path, &metadata, content)
                 {
                     let node = tensors::single(directory.join(with(&base, TENSORS)), origin);
                     claims.push((with(&base, TENSORS), 1, node));
@@ -105,22 +124,7 @@ impl View {
                 if content.is_checkpoint() && !holds_no_weights(name) {
                     claims.extend(self.derived(directory, scan, name, &metadata, content)?);
                 }
-            }
-        }
-        if let Some(index) = name
-            .to_str()
-            .filter(|name| names::indexed_stem(name).is_some())
-        {
-            if let Some(derived) = names::index_name(index)
-                && let Some(node) = self.index(directory, scan, derived.as_ref())?
-            {
-                claims.push((derived.into(), 1, node));
-            }
-            if listed
-                && let Some(base) = names::indexed_stem(index)
-                && let Some(node) = self.merged(directory, scan, base.as_ref())?
-            {
-                claims.push((with(base.as_ref(), TENSORS), 2, node));
+                claims.extend(self.of_index(directory, scan, name)?);
             }
         }
         Ok(claims)
@@ -140,33 +144,58 @@ impl View {
         if self.is_taken(directory, scan, &derived)? {
             return Ok(Vec::new());
         }
-        Ok(
-            match self.sources.plan(&directory.join(name), metadata, content) {
-                Ok((origin, _)) => {
-                    let mut claims = vec![(derived, 1, converted(origin.clone()))];
-                    if self.options.tensors == Tensors::Show {
-                        let name = with(&base, TENSORS);
-                        let node = tensors::single(directory.join(&name), origin);
-                        claims.push((name, 1, node));
-                    }
-                    claims
+        let origin = self
+            .sources
+            .origin(&directory.join(name), metadata, content);
+        Ok(match origin {
+            Ok(origin) => {
+                let mut claims = vec![(derived, 1, converted(origin.clone()))];
+                if self.lists_tensors() {
+                    let name = with(&base, TENSORS);
+                    let node = tensors::single(directory.join(&name), origin);
+                    claims.push((name, 1, node));
                 }
-                Err(refusal) => {
-                    let node = refused(directory, name, metadata, &refusal);
-                    vec![(with(name, REFUSED), 1, node)]
-                }
-            },
-        )
+                claims
+            }
+            Err(refusal) => {
+                let node = refused(directory, name, metadata, &refusal);
+                vec![(with(name, REFUSED), 1, node)]
+            }
+        })
+    }
+
+    /// What the file `name` turns into if it is an index.
+    fn of_index(&self, directory: &Path, scan: &Scan, name: &OsStr) -> Result<Vec<Claim>> {
+        let mut claims = Vec::new();
+        let Some(name) = name.to_str() else {
+            return Ok(claims);
+        };
+        if let Some(derived) = names::index_name(name).map(OsString::from)
+            && let Some(node) = self.index(directory, scan, &derived)?
+        {
+            claims.push((derived, 1, node));
+        }
+        if self.lists_tensors()
+            && let Some(base) = names::indexed_stem(name).map(OsString::from)
+            && let Some(node) = self.merged(directory, scan, &base)?
+        {
+            claims.push((with(&base, TENSORS), 2, node));
+        }
+        Ok(claims)
+    }
+
+    fn lists_tensors(&self) -> bool {
+        self.options.tensors == Tensors::Show
     }
 
     /// Whether a file of the source is in the tree under its own name.
-    fn is_shown(&self, path: &Path, name: &OsStr, content: Content) -> bool {
-        if self.options.show_pickles {
-            return true;
-        }
-        let is_index =
-            || name.to_str().and_then(names::index_name).is_some() && read_index(path).is_some();
-        !content.is_checkpoint() && !is_index()
+    fn is_shown(&self, path: &Path, metadata: &Metadata, content: Content) -> bool {
+        let is_index = || {
+            let name = path.file_name().and_then(OsStr::to_str);
+            name.and_then(names::index_name).is_some()
+                && self.sources.index(path, metadata).is_some()
+        };
+        self.options.show_pickles || !content.is_checkpoint() && !is_index()
     }
 
     /// Whether a real file keeps a derived one from being called `name`.
@@ -176,120 +205,137 @@ impl View {
         }
         Ok(match self.sources.find(directory, name)? {
             Found::Directory(_) => true,
-            Found::File(_, content) => self.is_shown(&directory.join(name), name, content),
+            Found::File(metadata, content) => {
+                self.is_shown(&directory.join(name), &metadata, content)
+            }
             _ => false,
         })
     }
 
     /// The name without ending that a checkpoint's converted form has: its stem,
-    /// or its whole name when another checkpoint has the same stem.
+    /// or its whole name when another checkpoint would be called the same.
     fn base_of(&self, directory: &Path, scan: &Scan, name: &OsStr) -> Result<OsString> {
-        let stem = stem(name);
-        let rivals = self.checkpoints(directory, scan, &stem)?;
-        match rivals.len() {
-            0 | 1 => Ok(stem),
-            _ => Ok(name.to_os_string()),
+        let base = stem(name);
+        let mut rival = base.clone();
+        loop {
+            let mut same_stem = 0;
+            for name in scan.with_stem(&rival) {
+                same_stem += usize::from(self.checkpoint(directory, scan, name)?.is_some());
+            }
+            if same_stem > 1 {
+                return Ok(name.to_os_string());
+            }
+            // `m.pt.bin` has the stem `m.pt`, and so a rival in a checkpoint `m.pt`
+            // that has to go by its whole name.
+            let shorter = stem(&rival);
+            if shorter == rival || self.checkpoint(directory, scan, &rival)?.is_none() {
+                return Ok(base);
+            }
+            rival = shorter;
         }
     }
 
-    /// The checkpoints in a directory whose converted form has this stem.
-    fn checkpoints(
+    /// The file `name`, when it is a checkpoint that might hold weights.
+    fn checkpoint(
         &self,
         directory: &Path,
         scan: &Scan,
-        stem: &OsStr,
-    ) -> Result<Vec<(OsString, Metadata, Content)>> {
-        let mut found = Vec::new();
-        for name in scan.with_stem(stem).filter(|name| !holds_no_weights(name)) {
-            if let Found::File(metadata, content) = self.sources.find(directory, name)?
-                && content.is_checkpoint()
-            {
-                found.push((name.to_os_string(), metadata, content));
-            }
+        name: &OsStr,
+    ) -> Result<Option<(Metadata, Content)>> {
+        if !scan.contains(name) || holds_no_weights(name) {
+            return Ok(None);
         }
-        Ok(found)
+        Ok(match self.sources.find(directory, name)? {
+            Found::File(metadata, content) if content.is_checkpoint() => Some((metadata, content)),
+            _ => None,
+        })
     }
 
-    /// The checkpoint that `base.safetensors` is derived from, and its plan. None
-    /// when there is none, or when it is refused.
+    /// The checkpoint that `base.safetensors` is derived from. None when there is
+    /// none, or when it is refused.
     fn converted(
         &self,
         directory: &Path,
         scan: &Scan,
         base: &OsStr,
-    ) -> Result<Option<(Arc<Origin>, Arc<Plan>)>> {
+    ) -> Result<Option<Arc<Origin>>> {
         if self.is_taken(directory, scan, &with(base, names::SAFETENSORS))? {
             return Ok(None);
         }
-        let mut candidates = self.checkpoints(directory, scan, base)?;
-        if candidates.len() != 1 {
-            // Among rivals each goes by its whole name.
-            candidates = self.checkpoints(directory, scan, &stem(base))?;
-            if candidates.len() < 2 {
-                return Ok(None);
+        for name in scan.with_stem(base).chain([base]) {
+            if let Some((metadata, content)) = self.checkpoint(directory, scan, name)?
+                && self.base_of(directory, scan, name)? == base
+            {
+                let path = directory.join(name);
+                return Ok(self.sources.origin(&path, &metadata, content).ok());
             }
-            candidates.retain(|(name, ..)| name == base);
         }
-        let Some((name, metadata, content)) = candidates.pop() else {
-            return Ok(None);
-        };
-        Ok(self
-            .sources
-            .plan(&directory.join(name), &metadata, content)
-            .ok())
+        Ok(None)
     }
 
     fn tensors_of(&self, directory: &Path, scan: &Scan, base: &OsStr) -> Result<Option<Node>> {
         let native = with(base, names::SAFETENSORS);
-        let path = || directory.join(with(base, TENSORS));
-        if scan.contains(&native)
-            && let Found::File(metadata, Content::Safetensors) =
-                self.sources.find(directory, &native)?
-        {
-            let planned =
-                self.sources
-                    .plan(&directory.join(&native), &metadata, Content::Safetensors);
-            return Ok(planned
-                .ok()
-                .map(|(origin, _)| tensors::single(path(), origin)));
+        let origin = match self.sources.find(directory, &native)? {
+            Found::File(metadata, content @ Content::Safetensors) => self
+                .sources
+                .origin(&directory.join(&native), &metadata, content)
+                .ok(),
+            _ => self.converted(directory, scan, base)?,
+        };
+        match origin {
+            Some(origin) => {
+                let path = directory.join(with(base, TENSORS));
+                Ok(Some(tensors::single(path, origin)))
+            }
+            None => self.merged(directory, scan, base),
         }
-        if let Some((origin, _)) = self.converted(directory, scan, base)? {
-            return Ok(Some(tensors::single(path(), origin)));
-        }
-        self.merged(directory, scan, base)
     }
 
     /// The directory of the tensors of all shards that an index with this stem
-    /// names; None unless every shard can be read.
+    /// names; None unless every shard of one can be read.
     fn merged(&self, directory: &Path, scan: &Scan, base: &OsStr) -> Result<Option<Node>> {
-        let named =
-            |name: &&str| names::indexed_stem(name).is_some_and(|stem| stem.as_str() == base);
-        let Some(index_name) = scan.indexes().find(named) else {
-            return Ok(None);
-        };
-        let Some((index, metadata)) = read_index(&directory.join(index_name)) else {
-            return Ok(None);
-        };
-        let mut parts = Vec::new();
+        for name in scan.with_indexed_stem(base) {
+            if let Some((index, metadata)) = self.index_in(directory, name)?
+                && let Some(shards) = self.shards(directory, scan, &index)?
+            {
+                let path = directory.join(with(base, TENSORS));
+                let attr = Attr::of(&metadata).directory();
+                return Ok(Some(tensors::merged(path, attr, shards)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The shards that `index` names; None unless all can be read.
+    fn shards<'i>(
+        &self,
+        directory: &Path,
+        scan: &Scan,
+        index: &'i Index,
+    ) -> Result<Option<Vec<Shard<'i>>>> {
+        let mut shards = Vec::new();
         for (file, tensors) in index.files() {
-            let file = OsStr::new(file);
-            if Path::new(file).file_name() != Some(file) {
+            // What is in the scan is a plain name, and no path to somewhere else.
+            if !scan.contains(file.as_ref()) {
                 return Ok(None);
             }
-            let Found::File(metadata, content) = self.sources.find(directory, file)? else {
+            let Found::File(metadata, content) = self.sources.find(directory, file.as_ref())?
+            else {
                 return Ok(None);
             };
             if content == Content::Other {
                 return Ok(None);
             }
-            match self.sources.plan(&directory.join(file), &metadata, content) {
-                Ok((origin, plan)) => parts.push((origin, plan, tensors)),
-                Err(_) => return Ok(None),
-            }
+            let origin = self
+                .sources
+                .origin(&directory.join(file), &metadata, content);
+            let Ok(origin) = origin else {
+                return Ok(None);
+            };
+            let plan = self.sources.plan(&origin)?;
+            shards.push((origin, plan, tensors));
         }
-        let path = directory.join(with(base, TENSORS));
-        let attr = Attr::of(&metadata).directory();
-        Ok(Some(tensors::merged(path, attr, parts)))
+        Ok(Some(shards))
     }
 
     /// The derived index called `name`.
@@ -297,46 +343,64 @@ impl View {
         if self.is_taken(directory, scan, name)? {
             return Ok(None);
         }
-        let found = scan
-            .indexes()
-            .find(|index| names::index_name(index).is_some_and(|derived| derived.as_str() == name));
-        let Some(source) = found else {
-            return Ok(None);
-        };
-        let Some((index, metadata)) = read_index(&directory.join(source)) else {
-            return Ok(None);
-        };
-        let mut renamed = std::collections::HashMap::new();
-        for file in index.files().into_keys() {
-            let base = self.base_of(directory, scan, file.as_ref())?;
-            let name = with(&base, names::SAFETENSORS).into_string();
-            renamed.insert(file.to_string(), name.unwrap_or_default());
+        for source in scan.with_index_name(name) {
+            let Some((index, metadata)) = self.index_in(directory, source)? else {
+                continue;
+            };
+            let mut renamed = HashMap::new();
+            for file in index.files().into_keys() {
+                renamed.insert(file, self.name_in_index(directory, scan, file)?);
+            }
+            let body = index.renamed(|file| renamed.get(file).cloned().unwrap_or_default());
+            let text = Text {
+                path: directory.join(name).into(),
+                about: directory.join(source).into(),
+                refuses: false,
+                body: body.into(),
+            };
+            return Ok(Some(text_node(text, Attr::of(&metadata))));
         }
-        let body = index.renamed(|file| renamed.get(file).cloned().unwrap_or_default());
-        let text = Text {
-            path: directory.join(name).into(),
-            about: directory.join(source).into(),
-            refuses: false,
-            body: body.into(),
+        Ok(None)
+    }
+
+    /// What the file that an index calls `file` is called in the tree.
+    fn name_in_index(&self, directory: &Path, scan: &Scan, file: &str) -> Result<String> {
+        let shown = scan.contains(file.as_ref())
+            && matches!(
+                self.sources.find(directory, file.as_ref())?,
+                Found::File(_, content) if !content.is_checkpoint()
+            );
+        if shown {
+            return Ok(file.to_string());
+        }
+        let base = self.base_of(directory, scan, file.as_ref())?;
+        // A name made from text is text.
+        Ok(format!("{}{}", base.to_string_lossy(), names::SAFETENSORS))
+    }
+
+    /// The index in the file `name`; None when there is none in it.
+    fn index_in(&self, directory: &Path, name: &OsStr) -> Result<Option<(Arc<Index>, Metadata)>> {
+        let Found::File(metadata, _) = self.sources.find(directory, name)? else {
+            return Ok(None);
         };
-        Ok(Some(text_node(text, &metadata)))
+        let index = self.sources.index(&directory.join(name), &metadata);
+        Ok(index.map(|index| (index, metadata)))
     }
 
     /// `NAME.refused.txt`, when the file NAME is refused.
     fn refusal(&self, directory: &Path, scan: &Scan, name: &OsStr) -> Result<Option<Node>> {
-        if !scan.contains(name) {
+        if !scan.contains(name) || holds_no_weights(name) {
             return Ok(None);
         }
         let (metadata, refusal) = match self.sources.find(directory, name)? {
             Found::Refused(metadata, refusal) => (metadata, Arc::new(refusal)),
-            Found::File(metadata, content)
-                if content.is_checkpoint() && !holds_no_weights(name) =>
-            {
+            Found::File(metadata, content) if content.is_checkpoint() => {
                 let base = self.base_of(directory, scan, name)?;
                 if self.is_taken(directory, scan, &with(&base, names::SAFETENSORS))? {
                     return Ok(None);
                 }
-                match self.sources.plan(&directory.join(name), &metadata, content) {
+                let path = directory.join(name);
+                match self.sources.origin(&path, &metadata, content) {
                     Ok(_) => return Ok(None),
                     Err(refusal) => (metadata, refusal),
                 }
@@ -346,15 +410,16 @@ impl View {
         Ok(Some(refused(directory, name, &metadata, &refusal)))
     }
 
-    fn scan(&self, directory: &Path) -> io::Result<Arc<Scan>> {
-        let metadata = Metadata::from(std::fs::metadata(directory)?);
-        if let Some(scan) = self.scans().get(directory)
+    /// The names in `directory`, whose metadata were read just now.
+    fn scan(&self, directory: &Path, metadata: &Metadata) -> io::Result<Arc<Scan>> {
+        let key = directory.to_path_buf();
+        if let Some(scan) = self.scans.get(&key)
             && scan.holds(&metadata.identity)
         {
-            return Ok(scan.clone());
+            return Ok(scan);
         }
         let scan = Arc::new(Scan::read(directory)?);
-        self.scans().put(directory.to_path_buf(), scan.clone());
+        self.scans.put(key, scan.clone());
         Ok(scan)
     }
 }
@@ -388,25 +453,18 @@ fn refused(directory: &Path, about: &OsStr, metadata: &Metadata, refusal: &Refus
         refuses: true,
         body: body.into_bytes().into(),
     };
-    text_node(text, metadata)
-}
-
-/// A text may be read by whoever sees its name; it says nothing of the contents.
-fn text_node(text: Text, metadata: &Metadata) -> Node {
+    // It may be read by whoever sees its name: it says nothing of the contents.
     let attr = Attr {
         kind: super::Kind::File,
         mode: 0o444,
-        ..Attr::of(metadata).sized(text.body.len() as u64)
+        ..Attr::of(metadata)
     };
-    Node::new(Place::Text(Arc::new(text)), attr)
+    text_node(text, attr)
 }
 
-fn read_index(path: &Path) -> Option<(Index, Metadata)> {
-    let source = Source::open(path).ok()?;
-    let size = Some(source.size()).filter(|size| *size <= MAX_INDEX)?;
-    let index = Index::parse(&source.read_at(0, size).ok()?)?;
-    let metadata = Metadata::from(source.file().metadata().ok()?);
-    Some((index, metadata))
+fn text_node(text: Text, attr: Attr) -> Node {
+    let attr = attr.sized(text.body.len() as u64);
+    Node::new(Place::Text(Arc::new(text)), attr)
 }
 
 fn holds_no_weights(name: &OsStr) -> bool {

@@ -16,18 +16,17 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use lru::LruCache;
+use std::sync::Arc;
 
 pub use crate::source::Bytes;
 pub use file::OpenFile;
 pub use node::{Attr, Kind, Node, NodeKey};
 
+use crate::cache::Recent;
 use crate::convert::Reader;
 use crate::source::{self, Metadata, Source};
 use file::Open;
-use node::{Origin, Place, Real};
+use node::{Origin, Place};
 use scan::Scan;
 use sources::Sources;
 use tensors::TensorListing;
@@ -102,7 +101,7 @@ pub struct FsStats {
 pub struct View {
     sources: Sources,
     options: Options,
-    scans: Mutex<LruCache<PathBuf, Arc<Scan>>>,
+    scans: Recent<PathBuf, Arc<Scan>>,
 }
 
 impl View {
@@ -113,7 +112,7 @@ impl View {
         Ok(View {
             sources: Sources::new(root, options.links_inside_only),
             options,
-            scans: Mutex::new(LruCache::new(SCANS)),
+            scans: Recent::new(SCANS),
         })
     }
 
@@ -137,7 +136,7 @@ impl View {
             return Err(Error::NotFound);
         }
         match &dir.key.0 {
-            Place::Directory(real) => self.child(&real.path, name),
+            Place::Directory(real) => self.child(real, name),
             Place::Tensors(set) => {
                 let name = name.to_str().ok_or(Error::NotFound)?;
                 TensorListing::open(&self.sources, set)?.find(name)
@@ -149,7 +148,7 @@ impl View {
     /// All children of `dir`, as of now, by name, without `.` and `..`.
     pub fn list(&self, dir: &Node) -> Result<Listing> {
         match &dir.key.0 {
-            Place::Directory(real) => Ok(Listing(Children::Source(self.children(&real.path)?))),
+            Place::Directory(real) => Ok(Listing(Children::Source(self.children(real)?))),
             Place::Tensors(set) => Ok(Listing(Children::Tensors(TensorListing::open(
                 &self.sources,
                 set,
@@ -167,7 +166,7 @@ impl View {
         };
         // A file that is gone or replaced is still what it was to whoever holds it.
         Ok(match std::fs::metadata(&real.path).map(Metadata::from) {
-            Ok(metadata) if is_same(real, &metadata) => Attr::of(&metadata),
+            Ok(metadata) if real.is(&metadata) => Attr::of(&metadata),
             _ => node.attr,
         })
     }
@@ -197,7 +196,7 @@ impl View {
         if *source.identity() != origin.key.identity {
             return Err(Error::Stale);
         }
-        Ok(Reader::new(source, self.sources.plan_again(origin)?))
+        Ok(Reader::new(source, self.sources.plan(origin)?))
     }
 
     /// Extended attributes: names with values, in a stable order.
@@ -208,7 +207,7 @@ impl View {
             Place::Converted(origin) => vec![source(&origin.path)],
             Place::Text(text) => vec![source(&text.about)],
             Place::Tensor(origin, index) => {
-                let plan = self.sources.plan_again(origin)?;
+                let plan = self.sources.plan(origin)?;
                 let tensor = plan.tensors().get(*index as usize).ok_or(Error::Stale)?;
                 let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
                 vec![
@@ -238,14 +237,6 @@ impl View {
             name_max: narrow(stats.name_max()),
         })
     }
-
-    fn scans(&self) -> MutexGuard<'_, LruCache<PathBuf, Arc<Scan>>> {
-        self.scans.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn is_same(real: &Real, metadata: &Metadata) -> bool {
-    (real.device, real.inode) == (metadata.identity.device, metadata.identity.inode)
 }
 
 /// A source that is gone is a source that changed: the name is to be looked up

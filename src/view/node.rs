@@ -99,6 +99,13 @@ pub(super) struct Text {
     pub body: Box<[u8]>,
 }
 
+impl Real {
+    /// Whether a file with these metadata is this one.
+    pub fn is(&self, metadata: &Metadata) -> bool {
+        (self.device, self.inode) == (metadata.identity.device, metadata.identity.inode)
+    }
+}
+
 impl Node {
     pub(super) fn new(place: Place, attr: Attr) -> Node {
         Node {

@@ -21,38 +21,49 @@ pub struct Scan {
     /// In byte order.
     names: Vec<OsString>,
     /// Names by the stem of their converted form.
-    by_stem: HashMap<OsString, Vec<usize>>,
-    /// Names that could be an index of shards.
-    indexes: Vec<usize>,
+    by_stem: Groups,
+    /// Names of indexes of checkpoints, by the name of their converted form.
+    by_index_name: Groups,
+    /// Names of indexes of either kind, by the stem of the file they stand for.
+    by_indexed_stem: Groups,
     identity: Identity,
     taken: Instant,
     settled: bool,
 }
 
+/// Positions in the list of names.
+type Groups = HashMap<OsString, Vec<usize>>;
+
 impl Scan {
     pub fn read(directory: &Path) -> io::Result<Scan> {
         let taken = Instant::now();
-        let metadata = Metadata::from(std::fs::metadata(directory)?);
+        let identity = Metadata::from(std::fs::metadata(directory)?).identity;
+        let settled = is_settled(&identity);
         let mut names = std::fs::read_dir(directory)?
             .map(|entry| Ok(entry?.file_name()))
             .collect::<io::Result<Vec<OsString>>>()?;
         names.sort_unstable();
-        let mut by_stem: HashMap<OsString, Vec<usize>> = HashMap::with_capacity(names.len());
-        let mut indexes = Vec::new();
-        for (index, name) in names.iter().enumerate() {
-            by_stem.entry(stem(name)).or_default().push(index);
-            if name.to_str().and_then(names::indexed_stem).is_some() {
-                indexes.push(index);
+        let mut by_stem = Groups::with_capacity(names.len());
+        let mut by_index_name = Groups::new();
+        let mut by_indexed_stem = Groups::new();
+        for (at, name) in names.iter().enumerate() {
+            let text = name.to_str();
+            by_stem.entry(stem(name)).or_default().push(at);
+            if let Some(converted) = text.and_then(names::index_name) {
+                by_index_name.entry(converted.into()).or_default().push(at);
+            }
+            if let Some(stem) = text.and_then(names::indexed_stem) {
+                by_indexed_stem.entry(stem.into()).or_default().push(at);
             }
         }
-        let identity = metadata.identity;
         Ok(Scan {
             names,
             by_stem,
-            indexes,
+            by_index_name,
+            by_indexed_stem,
             identity,
             taken,
-            settled: is_settled(&identity),
+            settled,
         })
     }
 
@@ -74,19 +85,22 @@ impl Scan {
 
     /// Names whose converted form has this stem.
     pub fn with_stem(&self, stem: &OsStr) -> impl Iterator<Item = &OsStr> {
-        let found = self
-            .by_stem
-            .get(stem)
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        found.iter().map(|index| self.names[*index].as_os_str())
+        self.group(&self.by_stem, stem)
     }
 
-    /// Names of index files, of either kind.
-    pub fn indexes(&self) -> impl Iterator<Item = &str> {
-        self.indexes
-            .iter()
-            .filter_map(|index| self.names[*index].to_str())
+    /// Names of index files whose converted form has this name.
+    pub fn with_index_name(&self, name: &OsStr) -> impl Iterator<Item = &OsStr> {
+        self.group(&self.by_index_name, name)
+    }
+
+    /// Names of index files, of either kind, that stand for a file with this stem.
+    pub fn with_indexed_stem(&self, stem: &OsStr) -> impl Iterator<Item = &OsStr> {
+        self.group(&self.by_indexed_stem, stem)
+    }
+
+    fn group(&self, groups: &Groups, key: &OsStr) -> impl Iterator<Item = &OsStr> {
+        let found = groups.get(key).map(Vec::as_slice).unwrap_or_default();
+        found.iter().map(|at| self.names[*at].as_os_str())
     }
 }
 

@@ -3,29 +3,39 @@
 //! file is looked at anew.
 
 use std::ffi::OsStr;
+use std::hash::Hash;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use lru::LruCache;
+use std::sync::Arc;
 
 use super::node::{Attr, Origin};
-use crate::cache::{Key, Outcome, Plans};
+use crate::cache::{Key, Outcome, Plans, Recent};
 use crate::checkpoint::{self, Cause, Content, Promise, Refusal, sniff};
+use crate::convert::index::Index;
 use crate::convert::{self, Plan};
 use crate::source::{self, Identity, Metadata, Source};
 
 /// Bytes of plans kept beside those in use.
 const PLANS: usize = 64 << 20;
-/// Files whose kind is remembered.
-const CONTENTS: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
+/// Files whose kind and converted size are remembered.
+const FILES: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
+/// `config.json` files whose architecture is remembered.
+const CONFIGS: NonZeroUsize = NonZeroUsize::new(1 << 10).unwrap();
+/// Index files kept parsed.
+const INDEXES: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+/// A longer file is no index: huggingface_hub reads none of more than 10 MiB.
+const MAX_INDEX: u64 = 16 << 20;
 
 pub(super) struct Sources {
     root: PathBuf,
     links_inside_only: bool,
     plans: Plans,
-    contents: Mutex<LruCache<(Identity, Promise), Content>>,
+    contents: Recent<(Identity, Promise), Content>,
+    /// Bytes of converted files. They outlive the plans: a listing needs no more.
+    sizes: Recent<Key, Result<u64, Arc<Refusal>>>,
+    architectures: Recent<Identity, Option<Arc<str>>>,
+    indexes: Recent<Identity, Option<Arc<Index>>>,
 }
 
 /// What stands at a path of the source.
@@ -46,7 +56,10 @@ impl Sources {
             root,
             links_inside_only,
             plans: Plans::new(PLANS),
-            contents: Mutex::new(LruCache::new(CONTENTS)),
+            contents: Recent::new(FILES),
+            sizes: Recent::new(FILES),
+            architectures: Recent::new(CONFIGS),
+            indexes: Recent::new(INDEXES),
         }
     }
 
@@ -56,14 +69,18 @@ impl Sources {
 
     /// Looks at `name` in `directory`. Symbolic links are followed.
     pub fn find(&self, directory: &Path, name: &OsStr) -> io::Result<Found> {
+        use io::ErrorKind::{InvalidFilename, NotFound};
         let path = directory.join(name);
         let link = match std::fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
+            // A derived name may be longer than the source's file system allows.
+            Err(error) if matches!(error.kind(), NotFound | InvalidFilename) => {
+                return Ok(Found::Missing);
+            }
             Err(error) => return Err(error),
         };
         let metadata = if link.is_symlink() {
-            match self.follow(directory, &path)? {
+            match self.follow(directory, &path) {
                 Ok(metadata) => metadata,
                 Err(refusal) => return Ok(Found::Refused(link.into(), refusal)),
             }
@@ -79,9 +96,7 @@ impl Sources {
         let promise = convert::promise(&path);
         match self.content(&path, &metadata, promise) {
             Ok(content) => Ok(Found::File(metadata, content)),
-            Err(source::Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Found::Missing)
-            }
+            Err(source::Error::Io(error)) if error.kind() == NotFound => Ok(Found::Missing),
             Err(error) if promise == Promise::Checkpoint => {
                 Ok(Found::Refused(metadata, refuse_unreadable(&error)))
             }
@@ -90,10 +105,16 @@ impl Sources {
     }
 
     /// What the symbolic link at `path` leads to.
-    fn follow(&self, directory: &Path, path: &Path) -> io::Result<Result<Metadata, Refusal>> {
-        let refuse = |cause, what: &str| Ok(Err(Refusal::new(cause, what)));
-        let metadata: Metadata = match std::fs::metadata(path) {
-            Ok(metadata) => metadata.into(),
+    fn follow(&self, directory: &Path, path: &Path) -> Result<Metadata, Refusal> {
+        let refuse = |cause, what: &str| Err(Refusal::new(cause, what));
+        let target = match self.links_inside_only {
+            true => path.canonicalize(),
+            false => Ok(path.to_path_buf()),
+        };
+        // Of the target itself: the link may lead elsewhere by now.
+        let found = target.and_then(|target| Ok((std::fs::metadata(&target)?, target)));
+        let (metadata, target) = match found {
+            Ok((metadata, target)) => (Metadata::from(metadata), target),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return refuse(
                     Cause::NotDownloaded,
@@ -103,14 +124,8 @@ impl Sources {
             Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
                 return refuse(Cause::Malformed, "this symbolic link leads in a circle");
             }
-            Err(error) => {
-                return Ok(Err(refuse_unreadable(&error.into())));
-            }
+            Err(error) => return Err(refuse_unreadable(&error.into())),
         };
-        if !self.links_inside_only && !metadata.is_directory {
-            return Ok(Ok(metadata));
-        }
-        let target = path.canonicalize()?;
         if self.links_inside_only && !target.starts_with(&self.root) {
             return refuse(
                 Cause::Unsupported,
@@ -118,13 +133,13 @@ impl Sources {
                  other users may read the mount",
             );
         }
-        if metadata.is_directory && directory.canonicalize()?.starts_with(&target) {
+        if metadata.is_directory && lies_in(directory, &metadata) {
             return refuse(
                 Cause::Unsupported,
                 "this symbolic link leads back to a directory that it lies in",
             );
         }
-        Ok(Ok(metadata))
+        Ok(metadata)
     }
 
     fn content(
@@ -134,54 +149,82 @@ impl Sources {
         promise: Promise,
     ) -> Result<Content, source::Error> {
         let key = (metadata.identity, promise);
-        let contents = || self.contents.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(content) = contents().get(&key) {
-            return Ok(*content);
-        }
-        let source = Source::open(path)?;
-        let content = match sniff(&source, promise) {
-            Ok(content) => content,
-            Err(checkpoint::Error::Source(error)) => return Err(error),
-            // Whether a file is a checkpoint is never refused.
-            Err(checkpoint::Error::Refused(_)) => Content::Other,
-        };
-        if *source.identity() == metadata.identity && source.check_identity().is_ok() {
-            contents().put(key, content);
-        }
-        Ok(content)
+        learn(&self.contents, key, path, &metadata.identity, |source| {
+            match sniff(source, promise) {
+                Ok(content) => Ok(content),
+                Err(checkpoint::Error::Source(error)) => Err(error),
+                // Whether a file is a checkpoint is never refused.
+                Err(checkpoint::Error::Refused(_)) => Ok(Content::Other),
+            }
+        })
     }
 
-    /// The plan of the file at `path`, whose metadata and content were found just
-    /// now, and the origin that derived nodes carry.
-    pub fn plan(
+    /// The index in the file at `path`, whose metadata were found just now; None
+    /// when it is none.
+    pub fn index(&self, path: &Path, metadata: &Metadata) -> Option<Arc<Index>> {
+        let identity = metadata.identity;
+        if identity.size > MAX_INDEX {
+            return None;
+        }
+        learn(&self.indexes, identity, path, &identity, |source| {
+            let json = source.read_at(0, source.size().min(MAX_INDEX))?;
+            Ok(Index::parse(&json).map(Arc::new))
+        })
+        .ok()
+        .flatten()
+    }
+
+    /// The class of model that the checkpoint at `path` belongs to.
+    fn architecture(&self, path: &Path) -> Option<Arc<str>> {
+        let config = path.with_file_name("config.json");
+        let identity = Metadata::from(std::fs::metadata(&config).ok()?).identity;
+        learn(
+            &self.architectures,
+            identity,
+            &config,
+            &identity,
+            |config| Ok(convert::architecture_in(config)),
+        )
+        .ok()
+        .flatten()
+    }
+
+    /// What derived nodes carry of the file at `path`, whose metadata and content
+    /// were found just now, or why there are none.
+    pub fn origin(
         &self,
         path: &Path,
         metadata: &Metadata,
         content: Content,
-    ) -> Result<(Arc<Origin>, Arc<Plan>), Arc<Refusal>> {
+    ) -> Result<Arc<Origin>, Arc<Refusal>> {
+        let architecture = match content.is_checkpoint() {
+            true => self.architecture(path),
+            false => None,
+        };
         let key = Key {
             identity: metadata.identity,
-            architecture: content
-                .is_checkpoint()
-                .then(|| convert::architecture(path))
-                .flatten(),
+            architecture,
         };
-        let outcome = self
-            .outcome(path, content, &key)
-            .unwrap_or_else(|error| Err(Arc::new(refuse_unreadable(&error))));
-        let plan = outcome?;
-        let origin = Origin {
+        let size = match self.sizes.get(&key) {
+            Some(size) => size,
+            None => {
+                let outcome = self.outcome(path, content, &key);
+                let outcome = outcome.map_err(|error| Arc::new(refuse_unreadable(&error)))?;
+                let size = outcome.map(|plan| plan.size());
+                self.sizes.put(key.clone(), size.clone());
+                size
+            }
+        };
+        Ok(Arc::new(Origin {
             path: path.into(),
             content,
             key,
-            attr: Attr::of(metadata).sized(plan.size()),
-        };
-        Ok((Arc::new(origin), plan))
+            attr: Attr::of(metadata).sized(size?),
+        }))
     }
 
-    /// The plan that a derived node was made with, made again if it was
-    /// forgotten.
-    pub fn plan_again(&self, origin: &Origin) -> super::Result<Arc<Plan>> {
+    /// The plan that derived nodes are made with, made again if it was forgotten.
+    pub fn plan(&self, origin: &Origin) -> super::Result<Arc<Plan>> {
         match self.outcome(&origin.path, origin.content, &origin.key)? {
             Ok(plan) => Ok(plan),
             Err(_) => Err(super::Error::Stale),
@@ -197,6 +240,39 @@ impl Sources {
             convert::plan(&source, content, key.architecture.as_deref())
         })
     }
+}
+
+/// What is known under `key` of the file at `path`, found out from the file if
+/// need be. It is kept when the file had `identity` all the while.
+fn learn<K: Hash + Eq, V: Clone>(
+    known: &Recent<K, V>,
+    key: K,
+    path: &Path,
+    identity: &Identity,
+    find_out: impl FnOnce(&Source) -> source::Result<V>,
+) -> source::Result<V> {
+    if let Some(value) = known.get(&key) {
+        return Ok(value);
+    }
+    let source = Source::open(path)?;
+    let value = find_out(&source)?;
+    if source.identity() == identity && source.check_identity().is_ok() {
+        known.put(key, value.clone());
+    }
+    Ok(value)
+}
+
+/// Whether `path` is the directory with these metadata or leads through it, as it
+/// is written or by way of the links in it.
+fn lies_in(path: &Path, directory: &Metadata) -> bool {
+    let is = |path: &Path| {
+        std::fs::metadata(path).map(Metadata::from).is_ok_and(|it| {
+            let (it, directory) = (it.identity, directory.identity);
+            (it.device, it.inode) == (directory.device, directory.inode)
+        })
+    };
+    let physical = path.canonicalize();
+    path.ancestors().any(is) || physical.is_ok_and(|path| path.ancestors().any(is))
 }
 
 fn refuse_unreadable(error: &source::Error) -> Refusal {

@@ -63,7 +63,7 @@ impl TensorListing {
         let plans = set
             .parts
             .iter()
-            .map(|origin| sources.plan_again(origin))
+            .map(|origin| sources.plan(origin))
             .collect::<Result<_>>()?;
         Ok(TensorListing {
             set: set.clone(),
