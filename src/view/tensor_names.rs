@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
+use percent_encoding::percent_decode_str;
 use sha2::{Digest, Sha256};
 
 /// Longest file name, in bytes.
@@ -14,8 +14,6 @@ const CUT: &str = "%~";
 /// Hexadecimal digits of the hash.
 const HASH: usize = 16;
 
-const ESCAPED: AsciiSet = AsciiSet::EMPTY.add(b'/').add(0).add(b'%');
-
 /// The file name of the tensor `name`.
 pub fn encode(name: &str) -> Cow<'_, str> {
     let encoded: Cow<str> = match name {
@@ -23,7 +21,7 @@ pub fn encode(name: &str) -> Cow<'_, str> {
         ".." => "%2E%2E".into(),
         // An empty name would be no file name.
         "" => "%".into(),
-        _ => utf8_percent_encode(name, &ESCAPED).into(),
+        _ => escape(name),
     };
     if encoded.len() <= NAME_MAX {
         return encoded;
@@ -43,6 +41,22 @@ pub fn encode(name: &str) -> Cow<'_, str> {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     format!("{}{CUT}{hash}", &encoded[..end]).into()
+}
+
+fn escape(name: &str) -> Cow<'_, str> {
+    const ESCAPED: [char; 3] = ['/', '\0', '%'];
+    if !name.contains(ESCAPED) {
+        return name.into();
+    }
+    let mut escaped = String::with_capacity(name.len() + 8);
+    for letter in name.chars() {
+        if ESCAPED.contains(&letter) {
+            escaped.push_str(&format!("%{:02X}", u32::from(letter)));
+        } else {
+            escaped.push(letter);
+        }
+    }
+    escaped.into()
 }
 
 /// The tensor name behind a file name that was not cut; None when no name is
