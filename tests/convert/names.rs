@@ -1,0 +1,134 @@
+//! What files are called.
+
+use stfs::convert::names::{holds_no_weights, index_name, indexed_stem, promises_checkpoint, stem};
+
+#[test]
+fn stems() {
+    let cases = [
+        ("pytorch_model.bin", "model"),
+        ("pytorch_model-00001-of-00002.bin", "model-00001-of-00002"),
+        ("pytorch_model.fp16.bin", "model.fp16"),
+        (
+            "pytorch_model.fp16-00001-of-00002.bin",
+            "model.fp16-00001-of-00002",
+        ),
+        ("pytorch_model.BIN", "model"),
+        ("pytorch_model.pt", "pytorch_model"),
+        ("pytorch_model_ema.bin", "pytorch_model_ema"),
+        ("pytorch_models.bin", "pytorch_models"),
+        ("diffusion_pytorch_model.bin", "diffusion_pytorch_model"),
+        (
+            "diffusion_pytorch_model.fp16.bin",
+            "diffusion_pytorch_model.fp16",
+        ),
+        ("open_clip_pytorch_model.bin", "open_clip_pytorch_model"),
+        ("adapter_model.bin", "adapter_model"),
+        ("x.ckpt", "x"),
+        ("x.pt", "x"),
+        ("x.pth", "x"),
+        ("x.pth.tar", "x"),
+        ("x.pkl", "x"),
+        ("x.pdparams", "x"),
+        ("v1.5-pruned.ckpt", "v1.5-pruned"),
+        ("x.y", "x.y"),
+        ("x", "x"),
+        (".bin", ".bin"),
+        ("x.safetensors", "x"),
+        ("\u{e9}.pt", "\u{e9}"),
+    ];
+    for (name, expected) in cases {
+        assert_eq!(stem(name), expected, "{name}");
+    }
+}
+
+#[test]
+fn indexes() {
+    let cases = [
+        (
+            "pytorch_model.bin.index.json",
+            Some("model.safetensors.index.json"),
+            Some("model"),
+        ),
+        (
+            "pytorch_model.bin.index.fp16.json",
+            Some("model.safetensors.index.fp16.json"),
+            Some("model.fp16"),
+        ),
+        (
+            "diffusion_pytorch_model.bin.index.json",
+            Some("diffusion_pytorch_model.safetensors.index.json"),
+            Some("diffusion_pytorch_model"),
+        ),
+        ("model.safetensors.index.json", None, Some("model")),
+        (
+            "model.safetensors.index.fp16.json",
+            None,
+            Some("model.fp16"),
+        ),
+        ("model.bin.indexes.json", None, None),
+        (".bin.index.json", None, None),
+        ("pytorch_model.bin.index", None, None),
+        ("model_index.json", None, None),
+        ("config.json", None, None),
+    ];
+    for (name, derived, stem) in cases {
+        assert_eq!(index_name(name).as_deref(), derived, "{name}");
+        assert_eq!(indexed_stem(name).as_deref(), stem, "{name}");
+    }
+}
+
+#[test]
+fn files_without_weights() {
+    for name in [
+        "training_args.bin",
+        "optimizer.pt",
+        "optimizer.bin",
+        "optimizer_1.bin",
+        "scheduler.pt",
+        "scheduler.bin",
+        "scaler.pt",
+        "rng_state.pth",
+        "rng_state_0.pth",
+        "random_states_0.pkl",
+        "sampler.bin",
+        "sampler_1.bin",
+        "dl_state_dict.bin",
+        "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "distrib_optim.pt",
+        "model_optim_rng.pt",
+        "custom_checkpoint_0.pkl",
+        "model.pdopt",
+        "OPTIMIZER.PT",
+    ] {
+        assert!(holds_no_weights(name), "{name}");
+    }
+    for name in [
+        "pytorch_model.bin",
+        "optimizer",
+        "optimizer.json",
+        "optimizers.pt",
+        "scheduler_config.json",
+        "mp_rank_00_model_states.pt",
+        "sampler_x.bin",
+        "x.pdparams",
+    ] {
+        assert!(!holds_no_weights(name), "{name}");
+    }
+}
+
+#[test]
+fn promises() {
+    for name in ["a.bin", "a.PT", "a.pth.tar", "a.b.ckpt"] {
+        assert!(promises_checkpoint(name), "{name}");
+    }
+    for name in [
+        "bin",
+        ".bin",
+        "a.bins",
+        "a.safetensors",
+        "a.json",
+        "a.bin.json",
+    ] {
+        assert!(!promises_checkpoint(name), "{name}");
+    }
+}

@@ -1,0 +1,247 @@
+//! Sharded checkpoints and their indexes.
+
+use stfs::view::{Error, View};
+
+use super::{bytes, find, is_missing, list, names, safetensors_of, support, text, view};
+
+fn index(entries: &[(&str, &str)]) -> Vec<u8> {
+    let map: Vec<String> = entries
+        .iter()
+        .map(|(tensor, file)| format!("{tensor:?}:{file:?}"))
+        .collect();
+    format!(
+        "{{\"metadata\":{{\"total_size\":12}},\"weight_map\":{{{}}}}}",
+        map.join(",")
+    )
+    .into_bytes()
+}
+
+fn shard(directory: &std::path::Path, name: &str, tensors: &[(&str, &[f32])]) {
+    support::write(&directory.join(name), &support::named_vectors(tensors));
+}
+
+fn raw(view: &View, path: &str) -> Vec<f32> {
+    let bytes = bytes(view, path);
+    let floats = bytes.chunks_exact(4);
+    floats
+        .map(|float| f32::from_le_bytes(float.try_into().unwrap()))
+        .collect()
+}
+
+#[test]
+fn all_tensors_stand_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    shard(
+        root,
+        "pytorch_model-00001-of-00002.bin",
+        &[("b", &[1.0]), ("d", &[2.0])],
+    );
+    shard(
+        root,
+        "pytorch_model-00002-of-00002.bin",
+        &[("a", &[3.0]), ("c", &[4.0]), ("d", &[5.0])],
+    );
+    let map = [
+        ("b", "pytorch_model-00001-of-00002.bin"),
+        ("d", "pytorch_model-00002-of-00002.bin"),
+        ("a", "pytorch_model-00002-of-00002.bin"),
+        ("c", "pytorch_model-00002-of-00002.bin"),
+    ];
+    support::write(&root.join("pytorch_model.bin.index.json"), &index(&map));
+    let view = view(root);
+    assert_eq!(
+        names(&view, ""),
+        [
+            "model-00001-of-00002.safetensors",
+            "model-00001-of-00002.tensors",
+            "model-00002-of-00002.safetensors",
+            "model-00002-of-00002.tensors",
+            "model.safetensors.index.json",
+            "model.tensors",
+        ]
+    );
+    assert_eq!(names(&view, "model.tensors"), ["a", "b", "c", "d"]);
+    assert_eq!(names(&view, "model-00001-of-00002.tensors"), ["b", "d"]);
+    // Where both shards have a tensor, the index decides.
+    assert_eq!(raw(&view, "model.tensors/d"), [5.0]);
+    assert_eq!(raw(&view, "model.tensors/b"), [1.0]);
+    assert_eq!(
+        text(&view, "model.safetensors.index.json"),
+        r#"{
+    "metadata": {
+        "total_size": 12
+    },
+    "weight_map": {
+        "b": "model-00001-of-00002.safetensors",
+        "d": "model-00002-of-00002.safetensors",
+        "a": "model-00002-of-00002.safetensors",
+        "c": "model-00002-of-00002.safetensors"
+    }
+}"#
+    );
+    // A shard that is gone takes the whole with it, and nothing else.
+    std::fs::remove_file(root.join("pytorch_model-00001-of-00002.bin")).unwrap();
+    assert!(is_missing(&view, "model.tensors"));
+    assert_eq!(names(&view, "").len(), 3);
+}
+
+#[test]
+fn variants_have_their_own_index() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    shard(
+        root,
+        "pytorch_model.fp16-00001-of-00001.bin",
+        &[("a", &[1.0])],
+    );
+    let map = index(&[("a", "pytorch_model.fp16-00001-of-00001.bin")]);
+    support::write(&root.join("pytorch_model.bin.index.fp16.json"), &map);
+    shard(root, "diffusion_pytorch_model-1.bin", &[("x", &[1.0])]);
+    let map = index(&[("x", "diffusion_pytorch_model-1.bin")]);
+    support::write(&root.join("diffusion_pytorch_model.bin.index.json"), &map);
+    let view = view(root);
+    assert_eq!(
+        names(&view, ""),
+        [
+            "diffusion_pytorch_model-1.safetensors",
+            "diffusion_pytorch_model-1.tensors",
+            "diffusion_pytorch_model.safetensors.index.json",
+            "diffusion_pytorch_model.tensors",
+            "model.fp16-00001-of-00001.safetensors",
+            "model.fp16-00001-of-00001.tensors",
+            "model.fp16.tensors",
+            "model.safetensors.index.fp16.json",
+        ]
+    );
+    assert!(
+        text(&view, "model.safetensors.index.fp16.json")
+            .contains("model.fp16-00001-of-00001.safetensors")
+    );
+}
+
+#[test]
+fn a_native_index_has_its_tensors_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    support::write(&root.join("model-1.safetensors"), &safetensors_of(&[7.0]));
+    let map = index(&[("weight", "model-1.safetensors")]);
+    support::write(&root.join("model.safetensors.index.json"), &map);
+    // An index of checkpoints that are not there.
+    let other = index(&[("weight", "pytorch_model-1.bin")]);
+    support::write(&root.join("pytorch_model.bin.index.json"), &other);
+    let view = view(root);
+    assert_eq!(
+        names(&view, ""),
+        [
+            "model-1.safetensors",
+            "model-1.tensors",
+            "model.safetensors.index.json",
+            "model.tensors"
+        ]
+    );
+    assert_eq!(bytes(&view, "model.safetensors.index.json"), map);
+    assert_eq!(raw(&view, "model.tensors/weight"), [7.0]);
+}
+
+#[test]
+fn a_single_file_beats_the_shards() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    shard(root, "pytorch_model-1.bin", &[("shard", &[1.0])]);
+    support::write(
+        &root.join("pytorch_model.bin.index.json"),
+        &index(&[("shard", "pytorch_model-1.bin")]),
+    );
+    shard(root, "pytorch_model.bin", &[("single", &[2.0])]);
+    let view = view(root);
+    assert_eq!(names(&view, "model.tensors"), ["single"]);
+    // A broken one does not.
+    let broken = b"\x08\0\0\0\0\0\0\0{\"a\":1} ";
+    std::fs::remove_file(root.join("pytorch_model.bin")).unwrap();
+    support::write(&root.join("model.safetensors"), broken);
+    assert_eq!(names(&view, "model.tensors"), ["shard"]);
+    assert!(names(&view, "").contains(&"model.tensors".to_string()));
+    assert_eq!(bytes(&view, "model.safetensors"), broken);
+}
+
+#[test]
+fn no_file_name_in_an_index_leads_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("source");
+    shard(&directory.path().join("out"), "x.bin", &[("a", &[1.0])]);
+    shard(&root.join("sub"), "x.bin", &[("a", &[1.0])]);
+    let names_in_index = [
+        "../out/x.bin",
+        "sub/x.bin",
+        "",
+        ".",
+        "..",
+        "sub",
+        "a\\u0000b",
+        "no.bin",
+    ];
+    for (number, name) in names_in_index.iter().enumerate() {
+        let json = format!("{{\"weight_map\":{{\"a\":\"{name}\"}}}}");
+        support::write(
+            &root.join(format!("m{number}.bin.index.json")),
+            json.as_bytes(),
+        );
+    }
+    let view = view(&root);
+    let listed = names(&view, "");
+    assert_eq!(listed.len(), names_in_index.len() + 1, "{listed:?}");
+    for number in 0..names_in_index.len() {
+        assert!(is_missing(&view, &format!("m{number}.tensors")));
+    }
+    assert!(text(&view, "m1.safetensors.index.json").contains("\"sub/x.safetensors\""));
+}
+
+#[test]
+fn of_two_indexes_for_one_name_the_first_that_is_one_counts() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    support::write(&root.join("model.bin.index.json"), b"{}");
+    support::write(
+        &root.join("pytorch_model.bin.index.json"),
+        &index(&[("a", "pytorch_model-1.bin")]),
+    );
+    let view = view(root);
+    assert_eq!(
+        names(&view, ""),
+        ["model.bin.index.json", "model.safetensors.index.json"]
+    );
+}
+
+#[test]
+fn files_that_keep_their_name_keep_it_in_the_index() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    support::write(&root.join("a.safetensors"), &safetensors_of(&[1.0]));
+    support::write(&root.join("b.dat"), b"something else");
+    support::write(&root.join("c.pt"), &support::one_vector(&[1.0]));
+    support::write(&root.join("c.ckpt"), &support::one_vector(&[2.0]));
+    let map = [("a", "a.safetensors"), ("b", "b.dat"), ("c", "c.ckpt")];
+    support::write(&root.join("pytorch_model.bin.index.json"), &index(&map));
+    let index = text(&view(root), "model.safetensors.index.json");
+    for name in ["\"a.safetensors\"", "\"b.dat\"", "\"c.ckpt.safetensors\""] {
+        assert!(index.contains(name), "{index}");
+    }
+}
+
+#[test]
+fn dropped_duplicates_are_found_but_not_listed() {
+    let directory = tempfile::tempdir().unwrap();
+    let tied = support::tied(&["lm_head.weight", "emb.weight"], &[1.0, 2.0]);
+    support::write(&directory.path().join("m.pt"), &tied);
+    let view = view(directory.path());
+    let tensors = find(&view, "m.tensors").unwrap();
+    assert_eq!(list(&view, &tensors).len(), 1);
+    let kept = find(&view, "m.tensors/emb.weight").unwrap();
+    let dropped = find(&view, "m.tensors/lm_head.weight").unwrap();
+    assert!(kept.key() == dropped.key());
+    assert!(matches!(
+        view.lookup(&tensors, "other".as_ref()),
+        Err(Error::NotFound)
+    ));
+}
