@@ -4,7 +4,6 @@
 //! A real file wins over a derived one of the same name. A name that two
 //! checkpoints would both turn into goes to neither: they keep their endings.
 
-use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
@@ -17,19 +16,15 @@ use super::scan::{Scan, stem};
 use super::sources::Found;
 use super::{Error, Result, Tensors, View, refused, tensors};
 use crate::checkpoint::{Content, Refusal};
-use crate::convert::index::Index;
-use crate::convert::{Plan, names};
+use crate::convert::names;
 use crate::source::Metadata;
 
 const REFUSED: &str = ".refused.txt";
-const TENSORS: &str = ".tensors";
+pub(super) const TENSORS: &str = ".tensors";
 
 /// A child and the rank of its claim to the name: a real file 0, a derived one
 /// 1, the tensors of all shards 2.
-type Claim = (OsString, u8, Node);
-
-/// A shard with the names of the tensors that its index gives to it.
-type Shard<'i> = (Arc<Origin>, Arc<Plan>, Vec<&'i str>);
+pub(super) type Claim = (OsString, u8, Node);
 
 impl View {
     pub(super) fn child(&self, directory: &Real, name: &OsStr) -> Result<Node> {
@@ -164,27 +159,7 @@ impl View {
         })
     }
 
-    /// What the file `name` turns into if it is an index.
-    fn of_index(&self, directory: &Path, scan: &Scan, name: &OsStr) -> Result<Vec<Claim>> {
-        let mut claims = Vec::new();
-        let Some(name) = name.to_str() else {
-            return Ok(claims);
-        };
-        if let Some(derived) = names::index_name(name).map(OsString::from)
-            && let Some(node) = self.index(directory, scan, &derived)?
-        {
-            claims.push((derived, 1, node));
-        }
-        if self.lists_tensors()
-            && let Some(base) = names::indexed_stem(name).map(OsString::from)
-            && let Some(node) = self.merged(directory, scan, &base)?
-        {
-            claims.push((with(&base, TENSORS), 2, node));
-        }
-        Ok(claims)
-    }
-
-    fn lists_tensors(&self) -> bool {
+    pub(super) fn lists_tensors(&self) -> bool {
         self.options.tensors == Tensors::Show
     }
 
@@ -199,7 +174,7 @@ impl View {
     }
 
     /// Whether a real file keeps a derived one from being called `name`.
-    fn is_taken(&self, directory: &Path, scan: &Scan, name: &OsStr) -> Result<bool> {
+    pub(super) fn is_taken(&self, directory: &Path, scan: &Scan, name: &OsStr) -> Result<bool> {
         if !scan.contains(name) {
             return Ok(false);
         }
@@ -214,7 +189,7 @@ impl View {
 
     /// The name without ending that a checkpoint's converted form has: its stem,
     /// or its whole name when another checkpoint would be called the same.
-    fn base_of(&self, directory: &Path, scan: &Scan, name: &OsStr) -> Result<OsString> {
+    pub(super) fn base_of(&self, directory: &Path, scan: &Scan, name: &OsStr) -> Result<OsString> {
         let base = stem(name);
         let mut rival = base.clone();
         loop {
@@ -289,102 +264,6 @@ impl View {
             }
             None => self.merged(directory, scan, base),
         }
-    }
-
-    /// The directory of the tensors of all shards that an index with this stem
-    /// names; None unless every shard of one can be read.
-    fn merged(&self, directory: &Path, scan: &Scan, base: &OsStr) -> Result<Option<Node>> {
-        for name in scan.with_indexed_stem(base) {
-            if let Some((index, metadata)) = self.index_in(directory, name)?
-                && let Some(shards) = self.shards(directory, scan, &index)?
-            {
-                let path = directory.join(with(base, TENSORS));
-                let attr = Attr::of(&metadata).directory();
-                return Ok(Some(tensors::merged(path, attr, shards)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The shards that `index` names; None unless all can be read.
-    fn shards<'i>(
-        &self,
-        directory: &Path,
-        scan: &Scan,
-        index: &'i Index,
-    ) -> Result<Option<Vec<Shard<'i>>>> {
-        let mut shards = Vec::new();
-        for (file, tensors) in index.files() {
-            // What is in the scan is a plain name, and no path to somewhere else.
-            if !scan.contains(file.as_ref()) {
-                return Ok(None);
-            }
-            let Found::File(metadata, content) = self.sources.find(directory, file.as_ref())?
-            else {
-                return Ok(None);
-            };
-            if content == Content::Other {
-                return Ok(None);
-            }
-            let origin = self
-                .sources
-                .origin(&directory.join(file), &metadata, content);
-            let Ok(origin) = origin else {
-                return Ok(None);
-            };
-            let plan = self.sources.plan(&origin)?;
-            shards.push((origin, plan, tensors));
-        }
-        Ok(Some(shards))
-    }
-
-    /// The derived index called `name`.
-    fn index(&self, directory: &Path, scan: &Scan, name: &OsStr) -> Result<Option<Node>> {
-        if self.is_taken(directory, scan, name)? {
-            return Ok(None);
-        }
-        for source in scan.with_index_name(name) {
-            let Some((index, metadata)) = self.index_in(directory, source)? else {
-                continue;
-            };
-            let mut renamed = HashMap::new();
-            for file in index.files().into_keys() {
-                renamed.insert(file, self.name_in_index(directory, scan, file)?);
-            }
-            let body = index.renamed(|file| renamed.get(file).cloned().unwrap_or_default());
-            let text = Text {
-                path: directory.join(name).into(),
-                about: directory.join(source).into(),
-                refuses: false,
-                body: body.into(),
-            };
-            return Ok(Some(text_node(text, Attr::of(&metadata))));
-        }
-        Ok(None)
-    }
-
-    /// What the file that an index calls `file` is called in the tree.
-    fn name_in_index(&self, directory: &Path, scan: &Scan, file: &str) -> Result<String> {
-        let shown = scan.contains(file.as_ref())
-            && matches!(
-                self.sources.find(directory, file.as_ref())?,
-                Found::File(_, content) if !content.is_checkpoint()
-            );
-        if shown {
-            return Ok(file.to_string());
-        }
-        let base = self.base_of(directory, scan, file.as_ref())?;
-        // A name made from text is text.
-        Ok(format!("{}{}", base.to_string_lossy(), names::SAFETENSORS))
-    }
-
-    /// The index in the file `name`; None when there is none in it.
-    fn index_in(&self, directory: &Path, name: &OsStr) -> Result<Option<(Arc<Index>, Metadata)>> {
-        let Found::File(metadata, _) = self.sources.find(directory, name)? else {
-            return Ok(None);
-        };
-        let index = self.sources.index(&directory.join(name), &metadata);
-        Ok(index.map(|index| (index, metadata)))
     }
 
     /// `NAME.refused.txt`, when the file NAME is refused.
@@ -462,7 +341,7 @@ fn refused(directory: &Path, about: &OsStr, metadata: &Metadata, refusal: &Refus
     text_node(text, attr)
 }
 
-fn text_node(text: Text, attr: Attr) -> Node {
+pub(super) fn text_node(text: Text, attr: Attr) -> Node {
     let attr = attr.sized(text.body.len() as u64);
     Node::new(Place::Text(Arc::new(text)), attr)
 }
@@ -471,7 +350,7 @@ fn holds_no_weights(name: &OsStr) -> bool {
     name.to_str().is_some_and(names::holds_no_weights)
 }
 
-fn with(name: &OsStr, suffix: &str) -> OsString {
+pub(super) fn with(name: &OsStr, suffix: &str) -> OsString {
     let mut name = name.to_os_string();
     name.push(suffix);
     name

@@ -6,6 +6,7 @@ mod file;
 mod node;
 mod refused;
 mod scan;
+mod shards;
 mod sources;
 mod tensor_names;
 mod tensors;
@@ -24,15 +25,17 @@ pub use node::{Attr, Kind, Node, NodeKey};
 
 use crate::cache::Recent;
 use crate::convert::Reader;
-use crate::source::{self, Metadata, Source};
+use crate::source::{self, Identity, Metadata, Source};
 use file::Open;
-use node::{Origin, Place};
+use node::{Origin, Place, TensorSet};
 use scan::Scan;
 use sources::Sources;
 use tensors::TensorListing;
 
 /// Directories whose names are remembered.
 const SCANS: NonZeroUsize = NonZeroUsize::new(128).unwrap();
+/// Sharded checkpoints whose tensors are kept in order: eight bytes for each.
+const MERGED: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
 /// Whether `X.tensors/` directories are part of the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -102,6 +105,8 @@ pub struct View {
     sources: Sources,
     options: Options,
     scans: Recent<PathBuf, Arc<Scan>>,
+    /// Directories of the tensors of all shards, with the index of each.
+    merged: Recent<PathBuf, (Identity, Arc<TensorSet>)>,
 }
 
 impl View {
@@ -113,6 +118,7 @@ impl View {
             sources: Sources::new(root, options.links_inside_only),
             options,
             scans: Recent::new(SCANS),
+            merged: Recent::new(MERGED),
         })
     }
 

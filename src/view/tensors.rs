@@ -20,13 +20,12 @@ pub(super) fn single(path: PathBuf, origin: Arc<Origin>) -> Node {
     Node::new(Place::Tensors(Arc::new(set)), attr)
 }
 
-/// The directory of the tensors of several files. Where two files have a tensor
+/// The tensors of several files together. Where two files have a tensor
 /// of the same name, the one that the index gives it to counts.
-pub(super) fn merged(
+pub(super) fn merge(
     path: PathBuf,
-    attr: Attr,
     parts: Vec<(Arc<Origin>, Arc<Plan>, Vec<&str>)>,
-) -> Node {
+) -> Arc<TensorSet> {
     let mut owners = std::collections::HashMap::new();
     for (part, (_, _, tensors)) in parts.iter().enumerate() {
         owners.extend(tensors.iter().map(|name| (*name, part)));
@@ -49,7 +48,12 @@ pub(super) fn merged(
         merged: Some(merged),
         parts: parts.into_iter().map(|(origin, ..)| origin).collect(),
     };
-    Node::new(Place::Tensors(Arc::new(set)), attr)
+    Arc::new(set)
+}
+
+/// The directory of such tensors.
+pub(super) fn merged(set: Arc<TensorSet>, attr: Attr) -> Node {
+    Node::new(Place::Tensors(set), attr.directory())
 }
 
 /// A tensor directory with the plans behind it.

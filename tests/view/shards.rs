@@ -245,3 +245,43 @@ fn dropped_duplicates_are_found_but_not_listed() {
         Err(Error::NotFound)
     ));
 }
+
+#[test]
+fn a_replaced_shard_is_seen_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let put = |name: &str, content: &[u8]| {
+        let temporary = root.join("temporary");
+        support::write(&temporary, content);
+        std::fs::rename(&temporary, root.join(name)).unwrap();
+    };
+    put(
+        "pytorch_model-1.bin",
+        &support::named_vectors(&[("a", &[1.0])]),
+    );
+    put(
+        "pytorch_model-2.bin",
+        &support::named_vectors(&[("b", &[2.0])]),
+    );
+    let map = [("a", "pytorch_model-1.bin"), ("b", "pytorch_model-2.bin")];
+    put("pytorch_model.bin.index.json", &index(&map));
+    let view = view(root);
+    let first = find(&view, "model.tensors").unwrap();
+    assert!(first.key() == find(&view, "model.tensors").unwrap().key());
+
+    put(
+        "pytorch_model-2.bin",
+        &support::named_vectors(&[("b", &[3.0]), ("c", &[4.0, 5.0])]),
+    );
+    let second = find(&view, "model.tensors").unwrap();
+    assert!(first.key() != second.key());
+    assert_eq!(names(&view, "model.tensors"), ["a", "b", "c"]);
+    assert_eq!(raw(&view, "model.tensors/b"), [3.0]);
+    let old = view.lookup(&first, "b".as_ref()).unwrap();
+    assert!(matches!(view.open(&old), Err(Error::Stale)));
+
+    put("pytorch_model.bin.index.json", &index(&map[..1]));
+    assert_eq!(names(&view, "model.tensors"), ["a"]);
+    put("pytorch_model-1.bin", b"\x80\x02}.");
+    assert!(is_missing(&view, "model.tensors"));
+}
