@@ -165,7 +165,8 @@ def _identity(tensor):
         tensor.dtype,
         tensor.storage_offset(),
         tuple(tensor.shape),
-        tensor.stride(),
+        # Nothing is ever a step away along a dimension of one element.
+        tuple(stride for size, stride in zip(tensor.shape, tensor.stride()) if size > 1),
     )
 
 
