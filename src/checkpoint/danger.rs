@@ -1,7 +1,7 @@
 //! Imports that a file of weights has no use for. Nothing is ever imported, so
 //! this list guards nothing; it is what lets a refusal call an attack by its name.
 
-use super::refusal::{Cause, Refusal};
+use super::refusal::{Cause, Refusal, shown};
 use crate::pickle::Import;
 
 /// Modules whose every name is meant to act on the machine; submodules included.
@@ -31,7 +31,6 @@ const MODULES: &[&str] = &[
     "numpy.f2py",
     "numpy.testing",
     "os",
-    "pathlib.os",
     "pdb",
     "pickle",
     "_pickle",
@@ -52,7 +51,7 @@ const MODULES: &[&str] = &[
     "subprocess",
     "sys",
     "telnetlib",
-    "test",
+    "test.support",
     "timeit",
     "torch.hub",
     "torch.utils._config_module",
@@ -61,7 +60,6 @@ const MODULES: &[&str] = &[
     "trace",
     "urllib",
     "urllib2",
-    "uuid",
     "venv",
     "webbrowser",
     "_osx_support",
@@ -87,6 +85,29 @@ const BUILTINS: &[&str] = &[
     "vars",
 ];
 
+/// Single names that run or reach other code, in modules that are harmless
+/// otherwise.
+const NAMES: &[&str] = &[
+    "_io.FileIO",
+    "_io.open",
+    "cloudpickle.load",
+    "cloudpickle.loads",
+    "dill.load",
+    "dill.loads",
+    "io.FileIO",
+    "io.open",
+    "io.open_code",
+    "joblib.load",
+    "numpy.load",
+    "pandas.read_pickle",
+    "torch.jit.load",
+    "torch.load",
+    "torch.serialization.load",
+    "types.CodeType",
+    "types.FunctionType",
+    "uuid._get_command_stdout",
+];
+
 /// The first import that makes a pickle an attack.
 pub fn find<'a>(imports: impl IntoIterator<Item = &'a Import>) -> Option<Refusal> {
     imports
@@ -97,8 +118,8 @@ pub fn find<'a>(imports: impl IntoIterator<Item = &'a Import>) -> Option<Refusal
                 Cause::Dangerous,
                 format!(
                     "its pickle imports `{}.{}`, which can run code when the file is loaded",
-                    import.module.escape_default(),
-                    import.name.escape_default()
+                    shown(&import.module),
+                    shown(&import.name)
                 ),
             )
         })
@@ -110,9 +131,13 @@ fn is_dangerous(import: &Import) -> bool {
         full.strip_prefix(*module)
             .is_some_and(|rest| rest.starts_with('.'))
     };
-    let builtin = matches!(&*import.module, "builtins" | "__builtin__")
-        && BUILTINS.contains(&import.name.split('.').next().unwrap_or_default());
-    builtin
-        || MODULES.iter().any(inside)
-        || matches!(full.as_str(), "torch.load" | "torch.serialization.load")
+    let mut way: Vec<&str> = import.name.split('.').collect();
+    let last = way.pop().unwrap_or_default();
+    // `pathlib` and `os.system`: an attribute on the way that is such a module.
+    let reached = way.iter().any(|step| MODULES.contains(step));
+    let first = import.name.split('.').next().unwrap_or_default();
+    let builtins = ["builtins", "__builtin__"];
+    let builtin = builtins.contains(&&*import.module) && BUILTINS.contains(&first)
+        || way.last().is_some_and(|step| builtins.contains(step)) && BUILTINS.contains(&last);
+    builtin || reached || MODULES.iter().any(inside) || NAMES.contains(&full.as_str())
 }

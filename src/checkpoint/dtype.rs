@@ -40,6 +40,18 @@ impl ElementType {
         }
     }
 
+    /// Bytes of one number, which is what a byte order applies to: a complex
+    /// element is two numbers.
+    pub fn number_size(self) -> u64 {
+        let complex = match self {
+            ElementType::Plain(dtype) => numeric(dtype) == Numeric::Complex,
+            ElementType::Foreign(foreign) => {
+                matches!(foreign.name, "complex128" | "complex32" | "bcomplex32")
+            }
+        };
+        self.size() / if complex { 2 } else { 1 }
+    }
+
     /// The type of a storage class such as `FloatStorage`, whatever its module:
     /// torch itself looks at the class name alone (torch/storage.py,
     /// `StorageType`). An untyped storage counts bytes.

@@ -9,8 +9,10 @@ mod refusal;
 mod safetensors;
 mod sniff;
 mod state_dict;
+mod strided;
 mod torch;
 mod torch_zip;
+mod wrapper;
 mod zip;
 
 use crate::source::{self, Source};
@@ -18,7 +20,7 @@ use crate::source::{self, Source};
 pub use dtype::{Numeric, numeric};
 pub use refusal::{Cause, Refusal};
 pub use safetensors::{MAX_HEADER, NativeTensor, native};
-pub use sniff::{Content, Promise, sniff};
+pub use sniff::{Content, Intruder, Promise, Stream, sniff};
 
 /// The tensors of one checkpoint and what stands beside them.
 #[derive(Debug, Default)]

@@ -5,11 +5,26 @@
 use super::refusal::{Cause, Refusal};
 use super::sniff::Stream;
 use super::{Result, danger};
-use crate::pickle::{self, Limits};
+use crate::pickle::{self, ErrorKind, Limits};
 use crate::source::Source;
 
-/// How much of a stream is read to find out what its pickle imports.
+/// How much of a stream is read to find out what its pickles import.
 const READ: u64 = 64 << 20;
+/// How much is read first, which is enough to tell most files from a pickle.
+const FIRST: u64 = 64 << 10;
+/// Pickles that are looked at in one stream: a legacy file has four small ones
+/// around the one with the objects.
+const PICKLES: usize = 8;
+
+/// Bounds for a look at a stream whose objects are not wanted.
+fn limits() -> Limits {
+    Limits {
+        objects: 4 << 20,
+        stack: 4 << 20,
+        memo: 1 << 20,
+        ..Limits::default()
+    }
+}
 
 /// Whether the head of a file with a protocol mark goes on as a pickle would.
 pub fn starts_like_pickle(head: &[u8]) -> bool {
@@ -17,19 +32,49 @@ pub fn starts_like_pickle(head: &[u8]) -> bool {
 }
 
 /// Whether a file without a protocol mark is a pickle: it can be read as one to
-/// its end, or imports something before it breaks.
-pub fn is_unmarked_pickle(source: &Source, head: &[u8]) -> Result<bool> {
-    if source.size() > READ || !head.first().is_some_and(|byte| pickle::is_opcode(*byte)) {
-        return Ok(false);
-    }
-    let bytes = source.read_at(0, source.size())?;
-    Ok(match pickle::parse(&bytes, &Limits::default()) {
-        Ok(pickle) => {
-            let rest = bytes.get(pickle.end()..).unwrap_or_default();
-            !pickle.imports().is_empty() || rest.trim_ascii().is_empty()
+/// its end, or does something when it is loaded, if only until it breaks.
+pub fn is_unmarked_pickle(source: &Source) -> Result<bool> {
+    for read in [FIRST, READ] {
+        let read = source.size().min(read);
+        let unread = source.size() - read;
+        if let Some(known) = judge(&source.read_at(0, read)?, unread) {
+            return Ok(known);
         }
-        Err(failure) => !failure.imports.is_empty(),
-    })
+    }
+    // No other file goes on as a pickle for so long.
+    Ok(true)
+}
+
+/// Whether `bytes`, which `unread` more follow, are pickles; None when only
+/// those can tell.
+fn judge(mut bytes: &[u8], unread: u64) -> Option<bool> {
+    for _ in 0..PICKLES {
+        let pickle = match pickle::parse(bytes, &limits()) {
+            Ok(pickle) => pickle,
+            // An import alone is no sign: in a list of words, a `c` before two
+            // lines looks like one.
+            Err(error) if error.calls > 0 || danger::find(&error.imports).is_some() => {
+                return Some(true);
+            }
+            Err(error) => {
+                let decided = match error.kind {
+                    ErrorKind::NoStop | ErrorKind::NoNewline => unread == 0,
+                    ErrorKind::Truncated { announced, left } => {
+                        announced.saturating_sub(left as u64) > unread
+                    }
+                    ErrorKind::Limit { .. } => return Some(true),
+                    _ => true,
+                };
+                return decided.then_some(false);
+            }
+        };
+        bytes = bytes.get(pickle.end()..).unwrap_or_default();
+        let last = unread == 0 && bytes.trim_ascii().is_empty();
+        if last || pickle.calls() > 0 || !pickle.imports().is_empty() {
+            return Some(true);
+        }
+    }
+    Some(true)
 }
 
 /// Why the stream is not converted: an attack by its name, else its format.
@@ -52,9 +97,8 @@ pub fn refuse(source: &Source, stream: Stream) -> Result<Refusal> {
 
 /// The first dangerous import of the pickles that follow each other in `bytes`.
 fn attack(mut bytes: &[u8]) -> Option<Refusal> {
-    // A legacy file has four small pickles around the one with the objects.
-    for _ in 0..8 {
-        match pickle::parse(bytes, &Limits::default()) {
+    for _ in 0..PICKLES {
+        match pickle::parse(bytes, &limits()) {
             Ok(pickle) => {
                 if let Some(refusal) = danger::find(pickle.imports()) {
                     return Some(refusal);

@@ -48,7 +48,7 @@ impl Refusal {
     pub fn of_tensor(self, name: &str) -> Refusal {
         Refusal {
             cause: self.cause,
-            what: format!("tensor `{}`: {}", name.escape_debug(), self.what),
+            what: format!("tensor `{}`: {}", shown(name), self.what),
         }
     }
 
@@ -91,6 +91,22 @@ impl Refusal {
             Cause::NoTensors => "Nothing needs to be done unless it was meant to hold weights.",
         }
     }
+}
+
+/// `text` from a file as a message shows it: control characters escaped, and
+/// cut after a line or so.
+pub fn shown(text: &str) -> String {
+    const MAX: usize = 120;
+    let mut chars = text.chars();
+    let mut shown: String = chars
+        .by_ref()
+        .take(MAX)
+        .flat_map(char::escape_debug)
+        .collect();
+    if chars.next().is_some() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 impl fmt::Display for Refusal {

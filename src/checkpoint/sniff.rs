@@ -49,6 +49,7 @@ pub enum Intruder {
     LfsPointer,
     WebPage,
     SevenZip,
+    Tar,
     Compressed,
     ZipWithoutPickle,
 }
@@ -77,9 +78,13 @@ impl Intruder {
                 Cause::Unsupported,
                 "this is a 7z archive, which torch cannot load either",
             ),
+            Intruder::Tar => (
+                Cause::Unsupported,
+                "this is a tar archive; unpack it to get at the checkpoints in it",
+            ),
             Intruder::Compressed => (
                 Cause::Unsupported,
-                "this is a compressed stream; torch cannot load it either",
+                "this is a compressed stream, which torch cannot load either",
             ),
             Intruder::ZipWithoutPickle => (
                 Cause::Unsupported,
@@ -93,12 +98,17 @@ impl Intruder {
 /// How many bytes at the head of a file are looked at first.
 const HEAD: u64 = 512;
 
-/// The first object of a legacy file: the number 0x1950A86A20F9469CFC6C as
-/// LONG1 at protocol 2 (torch/serialization.py, `MAGIC_NUMBER`).
-const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e";
+/// The first object of a legacy file: the number 0x1950A86A20F9469CFC6C as LONG1
+/// (torch/serialization.py, `MAGIC_NUMBER`). Protocol and frame stand before it.
+const LEGACY_MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e";
 
-/// Members that begin the tar of a torch checkpoint.
-const TAR_MEMBERS: [&[u8]; 4] = [b"sys_info\0", b"storages\0", b"tensors\0", b"pickle\0"];
+/// Members, with the zeros that pad their names, that begin the tar of a torch checkpoint.
+const TAR_MEMBERS: [&[u8]; 4] = [
+    b"sys_info\0\0",
+    b"storages\0\0",
+    b"tensors\0\0",
+    b"pickle\0\0",
+];
 
 /// Heads of files that a loader of checkpoints cannot read, whatever follows.
 const INTRUDERS: &[(&[u8], Intruder)] = &[
@@ -109,6 +119,11 @@ const INTRUDERS: &[(&[u8], Intruder)] = &[
     (b"\xfd7zXZ\0", Intruder::Compressed),
     (b"\x28\xb5\x2f\xfd", Intruder::Compressed),
     (b"\x04\x22\x4d\x18", Intruder::Compressed),
+    (b"\x5d\0\0", Intruder::Compressed),
+    (b"\x78\x01", Intruder::Compressed),
+    (b"\x78\x5e", Intruder::Compressed),
+    (b"\x78\x9c", Intruder::Compressed),
+    (b"\x78\xda", Intruder::Compressed),
 ];
 
 /// Tells what `source` holds.
@@ -126,14 +141,16 @@ pub fn sniff(source: &Source, promise: Promise) -> Result<Content> {
     {
         return Ok(Content::Safetensors);
     }
-    if head.starts_with(LEGACY_MAGIC) {
-        return Ok(Content::Pickle(Stream::Legacy));
-    }
     if pickle {
-        return Ok(Content::Pickle(Stream::Plain));
+        let legacy = head.windows(LEGACY_MAGIC.len()).take(16);
+        return Ok(Content::Pickle(
+            match legacy.into_iter().any(|bytes| bytes == LEGACY_MAGIC) {
+                true => Stream::Legacy,
+                false => Stream::Plain,
+            },
+        ));
     }
-    let tar = head.get(257..262) == Some(b"ustar".as_slice());
-    if tar && TAR_MEMBERS.iter().any(|name| head.starts_with(name)) {
+    if TAR_MEMBERS.iter().any(|name| head.starts_with(name)) {
         return Ok(Content::Pickle(Stream::Tar));
     }
     if !promised {
@@ -142,11 +159,14 @@ pub fn sniff(source: &Source, promise: Promise) -> Result<Content> {
     if let Some((_, intruder)) = INTRUDERS.iter().find(|(magic, _)| head.starts_with(magic)) {
         return Ok(Content::NotACheckpoint(*intruder));
     }
+    if head.get(257..262) == Some(b"ustar".as_slice()) {
+        return Ok(Content::NotACheckpoint(Intruder::Tar));
+    }
     if is_web_page(&head) {
         return Ok(Content::NotACheckpoint(Intruder::WebPage));
     }
     // Protocols 0 and 1 have no mark of their own: only a reading tells.
-    match plain::is_unmarked_pickle(source, &head)? {
+    match plain::is_unmarked_pickle(source)? {
         true => Ok(Content::Pickle(Stream::Plain)),
         false => Ok(Content::Other),
     }
@@ -163,11 +183,11 @@ fn intruder_if(promised: bool, intruder: Intruder) -> Content {
 /// read in one way only is judged by its name, and by the entry that torch
 /// writes first.
 fn sniff_zip(source: &Source, promised: bool, head: &[u8]) -> Result<Content> {
-    let archive = match Archive::read(source) {
-        Ok(archive) => archive,
+    let names = match Archive::names(source) {
+        Ok(names) => names,
         Err(Error::Refused(_)) => {
             let names_pickle = head
-                .windows(8)
+                .windows(b"data.pkl".len())
                 .any(|bytes| bytes.eq_ignore_ascii_case(b"data.pkl"));
             return Ok(match promised || names_pickle {
                 true => Content::TorchZip,
@@ -181,12 +201,8 @@ fn sniff_zip(source: &Source, promised: bool, head: &[u8]) -> Result<Content> {
             .next()
             .is_some_and(|last| last.eq_ignore_ascii_case("data.pkl"))
     };
-    let arrays = !archive.entries().is_empty()
-        && archive
-            .entries()
-            .iter()
-            .all(|entry| entry.name.ends_with(".npy"));
-    if archive.entries().iter().any(|entry| is_pickle(&entry.name)) {
+    let arrays = !names.is_empty() && names.iter().all(|name| name.ends_with(".npy"));
+    if names.iter().any(|name| is_pickle(name)) {
         Ok(Content::TorchZip)
     } else if arrays {
         Ok(Content::Other)

@@ -5,9 +5,12 @@
 //! lists give indices. An optimizer's state is no weight.
 
 use std::collections::HashSet;
+use std::iter::Enumerate;
+use std::{slice, vec};
 
-use super::refusal::{Cause, Refusal};
+use super::refusal::{Cause, Refusal, shown};
 use super::safetensors::MAX_HEADER;
+use super::strided::View;
 use super::torch::{Meaning, Storages, Torch};
 use super::{Other, Tensor};
 use crate::pickle::{Call, Object, ObjectId, Pickle};
@@ -18,10 +21,11 @@ const MAX_VISITS: usize = 10_000_000;
 const MAX_TENSORS: usize = 1_000_000;
 /// Values beside them that are reported.
 const MAX_OTHERS: usize = 1_000_000;
+/// Bytes of names and reports, and bytes of the keys that are looked at: more
+/// names fit no header.
+const MAX_TEXT: usize = MAX_HEADER as usize;
 /// Dictionaries inside each other.
 const MAX_DEPTH: usize = 1000;
-/// Characters of a value that are shown.
-const REPR: usize = 60;
 
 /// What was found.
 #[derive(Default)]
@@ -40,21 +44,18 @@ pub fn read<S: Storages>(torch: &mut Torch<S>) -> Result<Contents, Refusal> {
         ancestors: HashSet::new(),
         inert: HashSet::new(),
         visits: 0,
-        name_bytes: 0,
+        keys: 0,
+        text: 0,
     };
     let mut root = pickle.root();
-    match walk.torch.meaning(root)? {
-        Meaning::Map(entries) => {
+    match walk.look(root)? {
+        Meaning::Map(entries, _) => {
             if let Some(inner) = walk.state_dict(&entries)? {
-                walk.beside_state_dict(&entries);
+                walk.beside_state_dict(&entries)?;
                 root = inner;
             }
         }
-        Meaning::Tensor(view) => {
-            walk.path.push_str("tensor");
-            walk.add(view)?;
-            return walk.finish();
-        }
+        Meaning::Tensor(..) => walk.path.push_str("tensor"),
         Meaning::Sequence(_) => {}
         Meaning::Other => return Err(no_container(pickle, root)),
     }
@@ -72,16 +73,43 @@ struct Walk<'w, 'p, S> {
     ancestors: HashSet<ObjectId>,
     /// Objects known to reach no storage.
     inert: HashSet<ObjectId>,
+    /// What was spent of [`MAX_VISITS`].
     visits: usize,
-    name_bytes: u64,
+    /// What was spent of [`MAX_TEXT`] on keys.
+    keys: usize,
+    /// What was spent of [`MAX_TEXT`] on names and reports.
+    text: usize,
 }
 
 /// A container half walked.
-struct Frame {
+struct Frame<'p> {
     container: ObjectId,
     /// Length of the path that leads to it.
     path: usize,
-    children: std::vec::IntoIter<(Label, ObjectId)>,
+    children: Children<'p>,
+}
+
+/// What is left of a container.
+enum Children<'p> {
+    Items(Enumerate<slice::Iter<'p, ObjectId>>),
+    Entries(vec::IntoIter<(ObjectId, ObjectId)>),
+}
+
+impl Iterator for Children<'_> {
+    type Item = (Label, ObjectId);
+
+    fn next(&mut self) -> Option<(Label, ObjectId)> {
+        Some(match self {
+            Children::Items(items) => {
+                let (index, item) = items.next()?;
+                (Label::Index(index), *item)
+            }
+            Children::Entries(entries) => {
+                let (key, value) = entries.next()?;
+                (Label::Key(key), value)
+            }
+        })
+    }
 }
 
 /// How a child is named in its container.
@@ -90,7 +118,7 @@ enum Label {
     Index(usize),
 }
 
-impl<S: Storages> Walk<'_, '_, S> {
+impl<'p, S: Storages> Walk<'_, 'p, S> {
     fn run(&mut self, root: ObjectId) -> Result<(), Refusal> {
         let mut frames = Vec::new();
         if let Some(children) = self.visit(root)? {
@@ -115,44 +143,48 @@ impl<S: Storages> Walk<'_, '_, S> {
         Ok(())
     }
 
+    /// What the object `id` is. Anything may be shared by any number of
+    /// containers, so every look is paid for before it is taken.
+    fn look(&mut self, id: ObjectId) -> Result<Meaning<'p>, Refusal> {
+        let (values, key_bytes) = self.torch.cost(id);
+        self.visits = self.visits.saturating_add(values);
+        self.keys = self.keys.saturating_add(key_bytes);
+        if self.visits > MAX_VISITS || self.keys > MAX_TEXT {
+            return Err(too_large(
+                "it has too many values, or refers to the same ones over and over",
+            ));
+        }
+        self.torch.meaning(id)
+    }
+
     /// Looks at the value that the path leads to. Its children, when it is a
     /// container.
-    fn visit(&mut self, id: ObjectId) -> Result<Option<Vec<(Label, ObjectId)>>, Refusal> {
-        self.visits += 1;
-        if self.visits > MAX_VISITS {
-            return Err(too_large("it refers to the same values over and over"));
-        }
-        let meaning = match self.torch.meaning(id) {
+    fn visit(&mut self, id: ObjectId) -> Result<Option<Children<'p>>, Refusal> {
+        let meaning = match self.look(id) {
             Ok(meaning) => meaning,
+            Err(refusal) if self.path.is_empty() => return Err(refusal),
             Err(refusal) => return Err(refusal.of_tensor(&self.path)),
         };
         match meaning {
-            Meaning::Tensor(view) => {
+            Meaning::Tensor(view, attributes) => {
+                self.refuse_hidden_tensors(id, &attributes)?;
                 self.add(view)?;
                 Ok(None)
             }
-            Meaning::Map(entries) if is_optimizer(self.torch.pickle(), &entries) => {
+            Meaning::Map(entries, _) if is_optimizer(self.torch.pickle(), &entries) => {
                 self.report(
                     "optimizer state",
                     "left out: an optimizer's state is no weight".into(),
                 )?;
                 Ok(None)
             }
-            Meaning::Map(entries) => Ok(Some(
-                entries
-                    .into_iter()
-                    .map(|(key, value)| (Label::Key(key), value))
-                    .collect(),
-            )),
-            Meaning::Sequence(items) => Ok(Some(
-                items
-                    .into_iter()
-                    .enumerate()
-                    .map(|(index, item)| (Label::Index(index), item))
-                    .collect(),
-            )),
+            Meaning::Map(entries, attributes) => {
+                self.refuse_hidden_tensors(id, attributes)?;
+                Ok(Some(Children::Entries(entries.into_iter())))
+            }
+            Meaning::Sequence(items) => Ok(Some(Children::Items(items.iter().enumerate()))),
             Meaning::Other => {
-                self.refuse_hidden_tensor(id)?;
+                self.refuse_hidden_tensors(id, &[id])?;
                 let (kind, repr) = describe(self.torch.pickle(), id);
                 self.report(&kind, repr)?;
                 Ok(None)
@@ -163,22 +195,22 @@ impl<S: Storages> Walk<'_, '_, S> {
     fn enter(
         &mut self,
         container: ObjectId,
-        children: Vec<(Label, ObjectId)>,
+        children: Children<'p>,
         depth: usize,
-    ) -> Result<Frame, Refusal> {
+    ) -> Result<Frame<'p>, Refusal> {
         if depth >= MAX_DEPTH {
             return Err(too_large("its values are nested too deeply"));
         }
         if !self.ancestors.insert(container) {
             return Err(Refusal::new(
                 Cause::Malformed,
-                format!("`{}` contains itself", self.path.escape_debug()),
+                format!("`{}` contains itself", shown(&self.path)),
             ));
         }
         Ok(Frame {
             container,
             path: self.path.len(),
-            children: children.into_iter(),
+            children,
         })
     }
 
@@ -192,12 +224,12 @@ impl<S: Storages> Walk<'_, '_, S> {
                 (Some(text), _) => text.to_string(),
                 (None, Some(number)) => number.to_string(),
                 (None, None) => {
-                    if self.reaches_storage(child) {
+                    if self.reaches_storage(child) || self.reaches_storage(*key) {
                         return Err(Refusal::new(
                             Cause::Inexpressible,
                             format!(
                                 "a tensor below `{}` has a key that is neither Unicode text nor a number",
-                                self.path.escape_debug()
+                                shown(&self.path)
                             ),
                         ));
                     }
@@ -212,15 +244,16 @@ impl<S: Storages> Walk<'_, '_, S> {
         Ok(true)
     }
 
-    fn add(&mut self, view: super::torch::View) -> Result<(), Refusal> {
+    fn add(&mut self, view: View) -> Result<(), Refusal> {
         if self.path == "__metadata__" {
             return Err(Refusal::new(
                 Cause::Inexpressible,
                 "a tensor is called `__metadata__`, which safetensors keeps for itself",
             ));
         }
-        self.name_bytes += self.path.len() as u64;
-        if self.contents.tensors.len() >= MAX_TENSORS || self.name_bytes > MAX_HEADER {
+        // Sizes and strides can be shared by tensors as names cannot.
+        self.text += self.path.len() + size_of_val(&*view.shape) + size_of_val(&*view.strides);
+        if self.contents.tensors.len() >= MAX_TENSORS || self.text > MAX_TEXT {
             return Err(too_large(
                 "it has too many tensors for one safetensors header",
             ));
@@ -238,7 +271,8 @@ impl<S: Storages> Walk<'_, '_, S> {
     }
 
     fn report(&mut self, kind: &str, repr: String) -> Result<(), Refusal> {
-        if self.contents.others.len() >= MAX_OTHERS {
+        self.text += self.path.len() + kind.len() + repr.len();
+        if self.contents.others.len() >= MAX_OTHERS || self.text > MAX_TEXT {
             return Err(too_large("it has too many values that are no tensors"));
         }
         self.contents.others.push(Other {
@@ -249,10 +283,13 @@ impl<S: Storages> Walk<'_, '_, S> {
         Ok(())
     }
 
-    /// An object of an unknown class is left out, unless that would leave out a
-    /// tensor with it.
-    fn refuse_hidden_tensor(&mut self, id: ObjectId) -> Result<(), Refusal> {
-        if !self.reaches_storage(id) {
+    /// What is left out of the object `id` must hold no tensor.
+    fn refuse_hidden_tensors(
+        &mut self,
+        id: ObjectId,
+        left_out: &[ObjectId],
+    ) -> Result<(), Refusal> {
+        if !left_out.iter().any(|part| self.reaches_storage(*part)) {
             return Ok(());
         }
         let (kind, _) = describe(self.torch.pickle(), id);
@@ -260,11 +297,13 @@ impl<S: Storages> Walk<'_, '_, S> {
             Cause::Unsupported,
             format!(
                 "`{}` is an object of class {kind} with tensors inside, which is not read",
-                self.path.escape_debug()
+                shown(&self.path)
             ),
         ))
     }
 
+    /// Linear in the pickle for all calls together: the first true one is the end
+    /// of the walk.
     fn reaches_storage(&mut self, id: ObjectId) -> bool {
         let pickle = self.torch.pickle();
         let mut pending = vec![id];
@@ -273,8 +312,6 @@ impl<S: Storages> Walk<'_, '_, S> {
                 continue;
             }
             if matches!(pickle.get(id), Object::Persistent(_)) {
-                // What led here is not inert after all.
-                self.inert.clear();
                 return true;
             }
             push_children(pickle.get(id), &mut pending);
@@ -294,26 +331,26 @@ impl<S: Storages> Walk<'_, '_, S> {
         let Some((_, inner)) = found else {
             return Ok(None);
         };
-        Ok(match self.torch.meaning(*inner) {
-            Ok(Meaning::Map(_)) => Some(*inner),
+        // What cannot be read is told of when the walk comes to it.
+        Ok(match self.look(*inner) {
+            Ok(Meaning::Map(..)) => Some(*inner),
             _ => None,
         })
     }
 
     /// Reports what stands beside `state_dict`, without looking into it.
-    fn beside_state_dict(&mut self, entries: &[(ObjectId, ObjectId)]) {
+    fn beside_state_dict(&mut self, entries: &[(ObjectId, ObjectId)]) -> Result<(), Refusal> {
         let pickle = self.torch.pickle();
         for (key, value) in entries {
             let Some(path) = pickle.as_str(*key).filter(|key| *key != "state_dict") else {
                 continue;
             };
             let (kind, repr) = describe(pickle, *value);
-            self.contents.others.push(Other {
-                path: path.to_string(),
-                kind,
-                repr,
-            });
+            self.path.push_str(path);
+            self.report(&kind, repr)?;
+            self.path.clear();
         }
+        Ok(())
     }
 
     fn finish(self) -> Result<Contents, Refusal> {
@@ -324,7 +361,7 @@ impl<S: Storages> Walk<'_, '_, S> {
                     Cause::Inexpressible,
                     format!(
                         "two tensors are called `{}` once their paths are written with dots",
-                        tensor.name.escape_debug()
+                        shown(&tensor.name)
                     ),
                 ));
             }
@@ -361,19 +398,9 @@ fn no_container(pickle: &Pickle, id: ObjectId) -> Refusal {
     }
 }
 
-/// Python type and short form of a value.
+/// Python type and short form of a value, at the same cost for any value.
 fn describe(pickle: &Pickle, id: ObjectId) -> (String, String) {
-    let short = |text: &str| {
-        let mut short: String = text
-            .chars()
-            .take(REPR)
-            .flat_map(char::escape_debug)
-            .collect();
-        if text.chars().nth(REPR).is_some() {
-            short.push_str("...");
-        }
-        short
-    };
+    let items = |count: usize| format!("{count} items");
     let (kind, repr) = match pickle.get(id) {
         Object::None => ("NoneType", "None".into()),
         Object::Bool(true) => ("bool", "True".into()),
@@ -381,34 +408,34 @@ fn describe(pickle: &Pickle, id: ObjectId) -> (String, String) {
         Object::Int(value) => ("int", value.to_string()),
         Object::BigInt(bytes) => ("int", format!("{} bytes", bytes.len())),
         Object::Float(value) => ("float", format!("{value:?}")),
-        Object::Str(text) => {
-            let text = String::from_utf8_lossy(text.as_bytes());
-            ("str", format!("'{}'", short(&text)))
-        }
-        Object::String8(bytes) => {
-            let text = String::from_utf8_lossy(bytes);
-            ("str", format!("'{}'", short(&text)))
-        }
+        Object::Str(text) => ("str", quoted(text.as_bytes())),
+        Object::String8(bytes) => ("str", quoted(bytes)),
         Object::Bytes(bytes) => ("bytes", format!("{} bytes", bytes.len())),
         Object::ByteArray(bytes) => ("bytearray", format!("{} bytes", bytes.len())),
-        Object::Tuple(items) => ("tuple", format!("{} items", items.len())),
-        Object::List(items) => ("list", format!("{} items", items.len())),
-        Object::Set(items) => ("set", format!("{} items", items.len())),
-        Object::FrozenSet(items) => ("frozenset", format!("{} items", items.len())),
-        Object::Dict(_) => ("dict", format!("{} items", pickle.entries(id).len())),
-        Object::Global { module, name } => {
-            return ("type".into(), short(&format!("{module}.{name}")));
-        }
+        Object::Tuple(tuple) => ("tuple", items(tuple.len())),
+        Object::List(list) => ("list", items(list.len())),
+        Object::Set(set) => ("set", items(set.len())),
+        Object::FrozenSet(set) => ("frozenset", items(set.len())),
+        Object::Dict(dict) => ("dict", items(dict.len())),
+        Object::Global { module, name } => ("type", shown(&format!("{module}.{name}"))),
         Object::Call(call) => return (class(pickle, call), String::new()),
         Object::Persistent(_) => ("storage", String::new()),
     };
     (kind.to_string(), repr)
 }
 
+/// The beginning of a text, in quotes.
+fn quoted(text: &[u8]) -> String {
+    /// More than [`shown`] shows.
+    const ENOUGH: usize = 1024;
+    let start = text.get(..ENOUGH).unwrap_or(text);
+    format!("'{}'", shown(&String::from_utf8_lossy(start)))
+}
+
 /// The class or function that a call names.
 fn class(pickle: &Pickle, call: &Call) -> String {
     match pickle.global(call.callable) {
-        Some((module, name)) => format!("{}.{}", module.escape_debug(), name.escape_debug()),
+        Some((module, name)) => shown(&format!("{module}.{name}")),
         None => "an unknown class".into(),
     }
 }

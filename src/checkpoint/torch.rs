@@ -4,16 +4,22 @@
 
 use std::collections::HashMap;
 
-use safetensors::Dtype;
-
-use super::dtype::{ElementType, Numeric, numeric};
-use super::refusal::{Cause, Refusal};
+use super::dtype::ElementType;
+use super::refusal::{Cause, Refusal, shown};
+use super::strided::{View, check_lazy, check_view};
+use super::wrapper::{NO_DATA, Wrapper, wrapper};
 use super::{Lazy, Storage};
-use crate::pickle::{Call, Object, ObjectId, PersistentId, Pickle};
+use crate::pickle::{Call, CallKind, Object, ObjectId, PersistentId, Pickle};
 
 /// How many wrappers may stand around one tensor: a parameter of a subclass of
 /// a device tensor is three.
 const MAX_WRAPPERS: usize = 16;
+/// Dimensions of one tensor; numpy and most of torch stop here too. Tensors can
+/// share one tuple of sizes, so that without a bound a small file could ask for
+/// any amount of memory.
+const MAX_RANK: usize = 64;
+/// Bytes of a storage's key, which torch makes of digits.
+const MAX_KEY: usize = 1024;
 
 /// The storages of a container, found by the key in a persistent id.
 pub trait Storages {
@@ -37,23 +43,11 @@ pub struct StorageRef {
     pub swap: bool,
 }
 
-/// A tensor before it has a name.
-#[derive(Clone, Debug)]
-pub struct View {
-    pub dtype: Dtype,
-    pub shape: Box<[u64]>,
-    pub strides: Box<[u64]>,
-    pub storage: u32,
-    pub offset: u64,
-    pub lazy: Lazy,
-}
-
 /// A storage as a persistent id names it.
 #[derive(Clone, Copy)]
 struct TypedStorage {
     storage: StorageRef,
     element: ElementType,
-    typed: bool,
 }
 
 /// Reads torch's objects out of one pickle.
@@ -64,12 +58,13 @@ pub struct Torch<'p, S> {
 }
 
 /// What an object is to torch.
-pub enum Meaning {
-    Tensor(View),
-    /// A dict: entries in order, each key once.
-    Map(Vec<(ObjectId, ObjectId)>),
+pub enum Meaning<'p> {
+    /// A tensor, and the attributes that its object is given besides.
+    Tensor(View, Vec<ObjectId>),
+    /// A dict: entries in order, each key once; and the same of its object.
+    Map(Vec<(ObjectId, ObjectId)>, &'p [ObjectId]),
     /// A list or tuple.
-    Sequence(Vec<ObjectId>),
+    Sequence(&'p [ObjectId]),
     /// Anything else.
     Other,
 }
@@ -93,17 +88,56 @@ impl<'p, S: Storages> Torch<'p, S> {
 
     /// What the object `id` is. An error when it is a tensor that cannot be
     /// read.
-    pub fn meaning(&mut self, id: ObjectId) -> Result<Meaning, Refusal> {
+    pub fn meaning(&mut self, id: ObjectId) -> Result<Meaning<'p>, Refusal> {
         Ok(match self.pickle.get(id) {
-            Object::Dict(_) => Meaning::Map(self.pickle.entries(id)),
-            Object::List(items) => Meaning::Sequence(items.clone()),
-            Object::Tuple(items) => Meaning::Sequence(items.to_vec()),
+            Object::Dict(_) => Meaning::Map(self.pickle.entries(id), &[]),
+            Object::List(items) => Meaning::Sequence(items),
+            Object::Tuple(items) => Meaning::Sequence(items),
             Object::Call(call) => match self.ordered_dict(id, call)? {
-                Some(entries) => Meaning::Map(entries),
-                None => self.tensor(call)?.map_or(Meaning::Other, Meaning::Tensor),
+                Some(entries) => Meaning::Map(entries, &call.state),
+                None => self.tensor(call)?,
             },
             _ => Meaning::Other,
         })
+    }
+
+    /// What [`Torch::meaning`] costs: the values that the object `id` is written
+    /// with, and the bytes of text among its keys.
+    pub fn cost(&self, id: ObjectId) -> (usize, usize) {
+        let keys =
+            |items: &[(ObjectId, ObjectId)]| items.iter().map(|(key, _)| self.text_len(*key)).sum();
+        let (values, text): (usize, usize) = match self.pickle.get(id) {
+            Object::Dict(items) => (items.len(), keys(items)),
+            Object::List(items) => (items.len(), 0),
+            Object::Tuple(items) => (items.len(), 0),
+            Object::Call(call) => {
+                let args = self.pickle.as_tuple(call.args).unwrap_or_default();
+                let (values, text) = match args.first().map(|first| self.pickle.get(*first)) {
+                    Some(Object::Dict(items)) => (items.len(), keys(items)),
+                    Some(Object::List(items)) => {
+                        let text = items
+                            .iter()
+                            .filter_map(|item| Some(self.text_len(self.pair(*item)?.0)))
+                            .sum();
+                        (items.len(), text)
+                    }
+                    _ => (0, 0),
+                };
+                (values + call.items.len(), text + keys(&call.items))
+            }
+            _ => (0, 0),
+        };
+        (values + 1, text)
+    }
+
+    /// Bytes of a text or of another scalar that is compared by its bytes.
+    fn text_len(&self, id: ObjectId) -> usize {
+        match self.pickle.get(id) {
+            Object::Str(text) => text.as_bytes().len(),
+            Object::String8(bytes) | Object::BigInt(bytes) => bytes.len(),
+            Object::Bytes(bytes) => bytes.len(),
+            _ => 0,
+        }
     }
 
     /// The entries of an `OrderedDict` or its like. Python 2 wrote them as
@@ -117,10 +151,13 @@ impl<'p, S: Storages> Torch<'p, S> {
             return Ok(None);
         };
         let args = self.pickle.as_tuple(call.args).unwrap_or_default();
+        // `__new__` takes arguments, but puts nothing in.
+        let new = matches!(call.kind, CallKind::NewObj | CallKind::NewObjEx);
         let mut entries = match (name, args) {
+            _ if !call.appended.is_empty() => return Ok(None),
             ("OrderedDict" | "Counter" | "defaultdict", []) => Vec::new(),
             ("defaultdict", [_factory]) => Vec::new(),
-            ("OrderedDict" | "Counter", [initial]) => self.initial_entries(*initial)?,
+            ("OrderedDict" | "Counter", [initial]) if !new => self.initial_entries(*initial)?,
             _ => return Ok(None),
         };
         entries.extend(self.pickle.entries(id));
@@ -128,16 +165,11 @@ impl<'p, S: Storages> Torch<'p, S> {
     }
 
     fn initial_entries(&self, id: ObjectId) -> Result<Vec<(ObjectId, ObjectId)>, Refusal> {
-        let pair = |item: &ObjectId| match self.pickle.get(*item) {
-            Object::List(pair) => <[ObjectId; 2]>::try_from(pair.as_slice()).ok(),
-            Object::Tuple(pair) => <[ObjectId; 2]>::try_from(&**pair).ok(),
-            _ => None,
-        };
         match self.pickle.get(id) {
             Object::Dict(_) => Ok(self.pickle.entries(id)),
             Object::List(items) => items
                 .iter()
-                .map(|item| pair(item).map(|[key, value]| (key, value)))
+                .map(|item| self.pair(*item))
                 .collect::<Option<Vec<_>>>()
                 .ok_or_else(|| {
                     malformed("an OrderedDict is made from something that is no list of pairs")
@@ -148,61 +180,112 @@ impl<'p, S: Storages> Torch<'p, S> {
         }
     }
 
-    /// The tensor that `call` makes; None when it makes something else.
-    fn tensor(&mut self, call: &Call) -> Result<Option<View>, Refusal> {
+    /// The two objects of a tuple or list of two.
+    fn pair(&self, id: ObjectId) -> Option<(ObjectId, ObjectId)> {
+        let items: &[ObjectId] = match self.pickle.get(id) {
+            Object::List(items) => items,
+            Object::Tuple(items) => items,
+            _ => return None,
+        };
+        match items {
+            [first, second] => Some((*first, *second)),
+            _ => None,
+        }
+    }
+
+    /// The tensor that `call` makes, if it makes one.
+    fn tensor(&mut self, call: &'p Call) -> Result<Meaning<'p>, Refusal> {
+        let pickle = self.pickle;
         let mut call = call;
         let mut callable = call.callable;
         let mut args = call.args;
         // The types that device tensors around this one say it has.
         let mut promised = Vec::new();
+        let mut attributes = Vec::new();
         for _ in 0..MAX_WRAPPERS {
-            let Some((module, name)) = self.pickle.global(callable) else {
-                return Ok(None);
+            let Some((module, name)) = pickle.global(callable) else {
+                return Ok(Meaning::Other);
             };
-            let arguments = self.pickle.as_tuple(args).unwrap_or_default();
-            let inner = match wrapper(module, name) {
-                Wrapper::Rebuild => {
-                    return keep_promise(self.rebuild(arguments, None)?, &promised);
+            let wrapper = wrapper(module, name);
+            let arguments = pickle.as_tuple(args).unwrap_or_default();
+            let state = match wrapper {
+                Wrapper::None => return Ok(Meaning::Other),
+                Wrapper::Unsupported(what) => return Err(unsupported(what.into())),
+                _ => self.state(call, &wrapper)?,
+            };
+            let too_few = || malformed(format!("`{name}` has too few or too many arguments"));
+            let inner = match wrapper {
+                Wrapper::None | Wrapper::Unsupported(_) => None,
+                Wrapper::Rebuild(counts) => {
+                    if !counts.contains(&arguments.len()) {
+                        return Err(too_few());
+                    }
+                    let view = self.rebuild(arguments, None)?;
+                    keep_promise(&view, &promised)?;
+                    return Ok(Meaning::Tensor(view, attributes));
                 }
                 Wrapper::RebuildTyped => {
-                    return keep_promise(self.rebuild_v3(arguments)?, &promised);
+                    let (7 | 8, Some(dtype)) = (arguments.len(), arguments.get(6)) else {
+                        return Err(too_few());
+                    };
+                    let dtype = self
+                        .dtype(*dtype)
+                        .ok_or_else(|| unsupported("its dtype is unknown".into()))?;
+                    let view = self.rebuild(arguments, Some(dtype))?;
+                    keep_promise(&view, &promised)?;
+                    return Ok(Meaning::Tensor(view, attributes));
                 }
                 Wrapper::TensorClass => {
-                    let state = call
-                        .state
-                        .last()
-                        .and_then(|state| self.pickle.as_tuple(*state));
-                    return match state {
-                        Some(state) if arguments.is_empty() => {
-                            keep_promise(self.rebuild(state, None)?, &promised)
-                        }
-                        _ => Err(unsupported(format!("a `{module}.{name}` of unknown form"))),
+                    let ([], Some(state @ [storage, _, _, _])) = (arguments, state) else {
+                        return Err(unsupported(format!("a `{module}.{name}` of unknown form")));
                     };
+                    let element = self.storage(*storage)?.element;
+                    if element_of_tensor_class(name) != Some(element) {
+                        return Err(malformed(format!(
+                            "a `{module}.{name}` with a storage of another type"
+                        )));
+                    }
+                    let view = self.rebuild(state, None)?;
+                    keep_promise(&view, &promised)?;
+                    return Ok(Meaning::Tensor(view, attributes));
                 }
                 Wrapper::FromType => {
-                    let [function, _type, function_args, ..] = arguments else {
-                        return Err(malformed(
-                            "a tensor subclass is rebuilt from too few arguments",
-                        ));
+                    let [function, _type, function_args, state] = arguments else {
+                        return Err(too_few());
                     };
+                    attributes.push(*state);
                     callable = *function;
                     args = *function_args;
                     continue;
                 }
-                Wrapper::Parameter => arguments.first(),
-                // Before torch 0.4 a parameter's data came with its state.
-                Wrapper::ParameterClass => arguments.first().or_else(|| {
-                    let state = call.state.last()?;
-                    self.pickle.as_tuple(*state)?.first()
-                }),
-                Wrapper::FromCpu => {
-                    promised.push(arguments.get(1).and_then(|dtype| self.dtype(*dtype)));
-                    arguments.first()
-                }
-                Wrapper::Unsupported(what) => return Err(unsupported(what.to_string())),
-                Wrapper::None => return Ok(None),
+                Wrapper::Parameter => match arguments {
+                    [data, _grad, _hooks] => Some(data),
+                    _ => return Err(too_few()),
+                },
+                Wrapper::ParameterWithState => match arguments {
+                    [data, _grad, _hooks, state] => {
+                        attributes.push(*state);
+                        Some(data)
+                    }
+                    _ => return Err(too_few()),
+                },
+                // torch 0.1 gave the tensor with the state: data, gradient,
+                // hooks, requires_grad, volatile. Later it is the argument, and
+                // the state is requires_grad, volatile, hooks.
+                Wrapper::ParameterClass => match (arguments, state) {
+                    ([], Some([data, _, _, _, _])) => Some(data),
+                    ([data] | [data, _], None | Some([_, _, _])) => Some(data),
+                    _ => return Err(unsupported(format!("a `{module}.{name}` of unknown form"))),
+                },
+                Wrapper::FromCpu => match arguments {
+                    [data, dtype, _device, _grad] => {
+                        promised.push(self.dtype(*dtype));
+                        Some(data)
+                    }
+                    _ => return Err(too_few()),
+                },
             };
-            let inner = inner.map(|inner| self.pickle.get(*inner));
+            let inner = inner.map(|inner| pickle.get(*inner));
             let Some(Object::Call(inner)) = inner else {
                 return Err(malformed(format!("`{name}` wraps no tensor")));
             };
@@ -216,7 +299,35 @@ impl<'p, S: Storages> Torch<'p, S> {
         ))
     }
 
-    /// `(storage, offset, size, stride, ...)`, in elements of the storage's type.
+    /// The state that `call` is given after it was made, where its kind of tensor
+    /// has one. torch takes such a state for other data on any tensor, so it is
+    /// never left out.
+    fn state(&self, call: &'p Call, wrapper: &Wrapper) -> Result<Option<&'p [ObjectId]>, Refusal> {
+        let class = matches!(wrapper, Wrapper::TensorClass | Wrapper::ParameterClass);
+        let made = match call.kind {
+            CallKind::NewObjEx => false,
+            CallKind::NewObj => class,
+            CallKind::Reduce | CallKind::Inst | CallKind::Obj => true,
+        };
+        if made && call.appended.is_empty() && call.items.is_empty() {
+            match &*call.state {
+                [] => return Ok(None),
+                [state] if class => {
+                    if let Some(state) = self.pickle.as_tuple(*state) {
+                        return Ok(Some(state));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Err(unsupported(
+            "it is changed after it was made, in a way that is not read".into(),
+        ))
+    }
+
+    /// `(storage, offset, size, stride, ...)`, in elements of the storage's type,
+    /// or of `dtype`, which then stands before the metadata (torch/_utils.py,
+    /// `_rebuild_tensor_v3`).
     fn rebuild(&mut self, args: &[ObjectId], dtype: Option<ElementType>) -> Result<View, Refusal> {
         let [storage, offset, size, stride, rest @ ..] = args else {
             return Err(malformed("a tensor is rebuilt from too few arguments"));
@@ -226,15 +337,15 @@ impl<'p, S: Storages> Torch<'p, S> {
         let metadata = rest.get(if dtype.is_some() { 3 } else { 2 });
         let element = dtype.unwrap_or(storage.element);
         let mut lazy = self.lazy(metadata)?;
-        if storage.storage.swap && element.size() > 1 {
-            if !storage.typed {
-                // torch swaps by the storage's type, so not at all here.
+        if storage.storage.swap {
+            // torch swaps by the storage's type, whatever is then made of it.
+            if storage.element.number_size() != element.number_size() {
                 return Err(Refusal::new(
                     Cause::Ambiguous,
-                    "an untyped storage was written on a big-endian machine",
+                    "its storage was written on a big-endian machine with another type",
                 ));
             }
-            lazy.swap = true;
+            lazy.swap = element.number_size() > 1;
         }
         let dtype = match element {
             ElementType::Plain(dtype) => dtype,
@@ -254,7 +365,7 @@ impl<'p, S: Storages> Torch<'p, S> {
             .as_int(*offset)
             .and_then(|offset| u64::try_from(offset).ok())
             .ok_or_else(|| malformed("its offset into the storage is not a number from 0"))?;
-        let shape = self.dimensions(*size, "shape")?;
+        let shape = self.dimensions(*size, "sizes")?;
         let strides = self.dimensions(*stride, "strides")?;
         let offset = check_view(
             offset,
@@ -273,19 +384,6 @@ impl<'p, S: Storages> Torch<'p, S> {
         })
     }
 
-    /// As [`Torch::rebuild`], with a dtype of its own over an untyped storage:
-    /// `(storage, offset, size, stride, requires_grad, hooks, dtype, metadata)`.
-    fn rebuild_v3(&mut self, args: &[ObjectId]) -> Result<View, Refusal> {
-        let dtype = args.get(6).and_then(|dtype| self.dtype(*dtype));
-        let dtype = dtype.ok_or_else(|| unsupported("its dtype is unknown".into()))?;
-        let without: Vec<ObjectId> = [
-            args.get(..6).unwrap_or_default(),
-            args.get(6..).unwrap_or_default(),
-        ]
-        .concat();
-        self.rebuild(&without, Some(dtype))
-    }
-
     /// A dtype object such as `torch.float32`.
     fn dtype(&self, id: ObjectId) -> Option<ElementType> {
         match self.pickle.global(id)? {
@@ -297,15 +395,18 @@ impl<'p, S: Storages> Torch<'p, S> {
     /// The negative and conjugate bits: `{"neg": True, "conj": True}`.
     fn lazy(&self, metadata: Option<&ObjectId>) -> Result<Lazy, Refusal> {
         let mut lazy = Lazy::default();
-        let Some(metadata) = metadata else {
-            return Ok(lazy);
+        let items: &[_] = match metadata.map(|metadata| self.pickle.get(*metadata)) {
+            None | Some(Object::None) => &[],
+            // torch writes one item for each bit that is set.
+            Some(Object::Dict(items)) if items.len() <= 2 => items,
+            Some(_) => return Err(malformed("a tensor's metadata is no dict of two bits")),
         };
-        let Object::Dict(_) = self.pickle.get(*metadata) else {
-            return Err(malformed("a tensor's metadata is no dict"));
-        };
-        for (key, value) in self.pickle.entries(*metadata) {
-            let set = matches!(self.pickle.get(value), Object::Bool(true));
-            match self.pickle.as_str(key) {
+        for (key, value) in items {
+            // torch takes other values for bits too, by their truth.
+            let Object::Bool(set) = *self.pickle.get(*value) else {
+                return Err(malformed("a bit in a tensor's metadata is no bool"));
+            };
+            match self.pickle.as_str(*key) {
                 Some("neg") => lazy.negate = set,
                 Some("conj") => lazy.conjugate = set,
                 _ => return Err(unsupported("it has metadata of unknown meaning".into())),
@@ -328,13 +429,19 @@ impl<'p, S: Storages> Torch<'p, S> {
         let items: &[ObjectId] = match self.pickle.get(size) {
             Object::Tuple(items) => items,
             Object::List(items) => items,
-            _ => return Err(malformed(format!("its {what} are no tuple of numbers"))),
+            _ => return Err(malformed(format!("its {what} are not a tuple of numbers"))),
         };
+        if items.len() > MAX_RANK {
+            return Err(Refusal::new(
+                Cause::TooLarge,
+                format!("it has {} dimensions", items.len()),
+            ));
+        }
         items
             .iter()
             .map(|item| u64::try_from(self.pickle.as_int(*item)?).ok())
             .collect::<Option<Box<[u64]>>>()
-            .ok_or_else(|| malformed(format!("its {what} are not numbers from 0")))
+            .ok_or_else(|| malformed(format!("one of its {what} is not a number from 0")))
     }
 
     /// The storage behind a persistent id
@@ -348,20 +455,25 @@ impl<'p, S: Storages> Torch<'p, S> {
                 "a tensor is rebuilt from something that is no storage",
             ));
         };
-        let Some([kind, class, key, _location, elements, ..]) = self.pickle.as_tuple(*tuple) else {
+        let Some([kind, class, key, location, elements]) = self.pickle.as_tuple(*tuple) else {
             return Err(malformed("a persistent id is no storage"));
         };
-        if self.pickle.as_str(*kind) != Some("storage") {
+        if !self.is_text(*kind, "storage") {
             return Err(malformed("a persistent id is no storage"));
         }
-        let class = self.pickle.global(*class).map(|(_module, name)| name);
-        let element = class
-            .and_then(ElementType::of_storage_class)
-            .ok_or_else(|| unsupported(format!("a storage of the unknown class {class:?}")))?;
-        let key = self
-            .pickle
-            .as_str(*key)
-            .ok_or_else(|| malformed("a storage's key is no text"))?;
+        if self.is_text(*location, "meta") {
+            return Err(unsupported(NO_DATA.into()));
+        }
+        let Some((_module, class)) = self.pickle.global(*class) else {
+            return Err(malformed("the class of a storage is no class"));
+        };
+        let element = ElementType::of_storage_class(class).ok_or_else(|| {
+            unsupported(format!("a storage of the unknown class `{}`", shown(class)))
+        })?;
+        let key = Some(*key)
+            .filter(|key| self.text_len(*key) <= MAX_KEY)
+            .and_then(|key| self.pickle.as_str(key))
+            .ok_or_else(|| malformed("a storage's key is no short text"))?;
         let elements = self
             .pickle
             .as_int(*elements)
@@ -370,151 +482,37 @@ impl<'p, S: Storages> Torch<'p, S> {
         let storage = TypedStorage {
             storage: self.storages.resolve(key, elements, element)?,
             element,
-            typed: !class.is_some_and(|class| class.ends_with("UntypedStorage")),
         };
         self.resolved.insert(id, storage);
         Ok(storage)
     }
-}
 
-/// Checks that all elements lie inside a storage of `len` bytes, and gives the
-/// offset in bytes.
-fn check_view(
-    offset: u64,
-    shape: &[u64],
-    strides: &[u64],
-    element: u64,
-    len: u64,
-) -> Result<u64, Refusal> {
-    if shape.len() != strides.len() {
-        return Err(malformed("it has more dimensions than strides, or fewer"));
+    /// Compares without a look at the whole of a long text.
+    fn is_text(&self, id: ObjectId, text: &str) -> bool {
+        self.text_len(id) == text.len() && self.pickle.as_str(id) == Some(text)
     }
-    let overflow = || malformed("its size is beyond all bounds");
-    let numel = shape
-        .iter()
-        .try_fold(1_u64, |product, size| product.checked_mul(*size));
-    // A dimension of size 0 makes any other size harmless.
-    if shape.contains(&0) {
-        return offset.checked_mul(element).ok_or_else(overflow);
-    }
-    numel
-        .and_then(|numel| numel.checked_mul(element))
-        .filter(|bytes| i64::try_from(*bytes).is_ok())
-        .ok_or_else(overflow)?;
-    let last = shape
-        .iter()
-        .zip(strides)
-        .try_fold(offset, |last, (size, stride)| {
-            last.checked_add((size - 1).checked_mul(*stride)?)
-        })
-        .ok_or_else(overflow)?;
-    let end = last
-        .checked_add(1)
-        .and_then(|end| end.checked_mul(element))
-        .ok_or_else(overflow)?;
-    if end > len {
-        return Err(malformed(format!(
-            "it reaches to byte {end} of a storage of {len} bytes"
-        )));
-    }
-    Ok(offset * element)
-}
-
-/// torch sets the negative bit on real and complex views, the conjugate bit on
-/// complex ones.
-fn check_lazy(dtype: Dtype, lazy: Lazy) -> Result<(), Refusal> {
-    let negatable = matches!(
-        dtype,
-        Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64 | Dtype::C64
-    );
-    if (lazy.negate && !negatable) || (lazy.conjugate && numeric(dtype) != Numeric::Complex) {
-        return Err(malformed(
-            "its negative or conjugate bit does not go with its type",
-        ));
-    }
-    Ok(())
 }
 
 /// The type of a tensor moved from a device must be the one its data has.
-fn keep_promise(view: View, promised: &[Option<ElementType>]) -> Result<Option<View>, Refusal> {
+fn keep_promise(view: &View, promised: &[Option<ElementType>]) -> Result<(), Refusal> {
     match promised
         .iter()
         .all(|dtype| *dtype == Some(ElementType::Plain(view.dtype)))
     {
-        true => Ok(Some(view)),
+        true => Ok(()),
         false => Err(unsupported(
             "a device tensor whose type differs from its data's".into(),
         )),
     }
 }
 
-/// What the callable `module.name` makes of its arguments.
-enum Wrapper {
-    /// `(storage, offset, size, stride, ...)`
-    Rebuild,
-    /// The same over bytes, with a dtype.
-    RebuildTyped,
-    /// A tensor class of torch before 0.2: the arguments of `Rebuild` as state.
-    TensorClass,
-    /// `(function, type, arguments, state)`
-    FromType,
-    /// `(tensor, ...)`
-    Parameter,
-    /// `(tensor,)`, or nothing and a state that begins with the tensor.
-    ParameterClass,
-    /// `(tensor, dtype, device, requires_grad)`
-    FromCpu,
-    /// A tensor that is not read.
-    Unsupported(&'static str),
-    /// No tensor.
-    None,
-}
-
-fn wrapper(module: &str, name: &str) -> Wrapper {
-    match (module, name) {
-        ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Wrapper::Rebuild,
-        ("torch._utils", "_rebuild_tensor_v3") => Wrapper::RebuildTyped,
-        ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
-            Wrapper::Parameter
-        }
-        ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor") => Wrapper::FromCpu,
-        ("torch._tensor" | "torch.tensor", "_rebuild_from_type_v2" | "_rebuild_from_type") => {
-            Wrapper::FromType
-        }
-        ("torch.nn.parameter", "Parameter" | "Buffer")
-        | ("torch.autograd.variable", "Variable") => Wrapper::ParameterClass,
-        ("torch._utils", "_rebuild_qtensor") => Wrapper::Unsupported("it is quantized"),
-        ("torch._utils", "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor") => {
-            Wrapper::Unsupported("it is sparse")
-        }
-        ("torch._utils", "_rebuild_meta_tensor_no_storage") => {
-            Wrapper::Unsupported("it is on the meta device, so it has no data")
-        }
-        ("torch._utils", "_rebuild_wrapper_subclass") => {
-            Wrapper::Unsupported("it is of a tensor subclass without data of its own")
-        }
-        (
-            "torch._utils",
-            "_rebuild_device_tensor_from_numpy" | "_rebuild_xla_tensor" | "_rebuild_mlc_tensor",
-        ) => Wrapper::Unsupported("it is a device tensor kept as a numpy array"),
-        ("torch._utils", "_rebuild_nested_tensor")
-        | ("torch.nested._internal.nested_tensor", _) => {
-            Wrapper::Unsupported("it is nested, so it has no rectangular shape")
-        }
-        ("torch._utils", other) if other.starts_with("_rebuild") => {
-            Wrapper::Unsupported("it is rebuilt by a function of an unknown torch version")
-        }
-        ("torch.storage", "_load_from_bytes") => {
-            Wrapper::Unsupported("its storage is kept in a pickled byte string")
-        }
-        ("torch.nn.parameter", "UninitializedParameter" | "UninitializedBuffer") => {
-            Wrapper::Unsupported("it is uninitialized, so it has no data")
-        }
-        ("torch" | "torch.cuda", class) if class.ends_with("Tensor") => Wrapper::TensorClass,
-        ("torch.sparse" | "torch.cuda.sparse", class) if class.ends_with("Tensor") => {
-            Wrapper::Unsupported("it is sparse")
-        }
-        _ => Wrapper::None,
+/// The elements of `FloatTensor` are those of `FloatStorage`; `Tensor` is torch's
+/// default.
+fn element_of_tensor_class(name: &str) -> Option<ElementType> {
+    match name.strip_suffix("Tensor")? {
+        "" => ElementType::of_storage_class("FloatStorage"),
+        "Untyped" | "_Untyped" => None,
+        kind => ElementType::of_storage_class(&format!("{kind}Storage")),
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use super::dtype::ElementType;
-use super::refusal::{Cause, Refusal};
+use super::refusal::{Cause, Refusal, shown};
 use super::torch::{StorageRef, Storages, Torch};
 use super::zip::{Archive, Entry, Method};
 use super::{Checkpoint, Result, Storage, danger, state_dict};
@@ -14,6 +14,10 @@ use crate::source::Source;
 
 /// Longer pickles are refused: 100,000 tensors take 15 MiB.
 const MAX_PICKLE: u64 = 256 << 20;
+
+/// The newest version that torch reads (caffe2/serialize/versions.h,
+/// `kMaxSupportedFileFormatVersion`).
+const MAX_VERSION: u32 = 10;
 
 /// Reads the checkpoint in the torch zip archive `source`.
 pub fn read(source: &Source) -> Result<Checkpoint> {
@@ -26,6 +30,7 @@ pub fn read(source: &Source) -> Result<Checkpoint> {
     if in_root(".data/extern_modules").is_some() {
         return Err(unsupported("this is a torch.package archive").into());
     }
+    check_version(source, in_root)?;
     let swap = match in_root("byteorder") {
         None => false,
         Some(entry) => match stored(source, entry, 16)?.as_slice() {
@@ -70,6 +75,24 @@ pub fn read(source: &Source) -> Result<Checkpoint> {
     })
 }
 
+/// Refuses a format that torch may lay out in another way one day. A missing
+/// version says nothing about the layout.
+fn check_version<'a>(source: &Source, in_root: impl Fn(&str) -> Option<&'a Entry>) -> Result<()> {
+    let Some(entry) = in_root(".data/version").or_else(|| in_root("version")) else {
+        return Ok(());
+    };
+    let text = stored(source, entry, 16)?;
+    let number = std::str::from_utf8(text.trim_ascii()).ok();
+    match number.and_then(|number| number.parse().ok()) {
+        Some(1..=MAX_VERSION) => Ok(()),
+        _ => Err(unsupported(format!(
+            "its format has the unknown version `{}`",
+            text.trim_ascii().escape_ascii()
+        ))
+        .into()),
+    }
+}
+
 /// The folder that everything lies in: the only one with a `data.pkl`. torch
 /// takes the folder of the first entry; where that is another one (`__MACOSX/`
 /// of a file zipped again), torch finds nothing at all.
@@ -98,7 +121,7 @@ fn stored(source: &Source, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
     if entry.size > limit {
         return Err(Refusal::new(
             Cause::TooLarge,
-            format!("entry {:?} has {} bytes", entry.name, entry.size),
+            format!("entry `{}` has {} bytes", shown(&entry.name), entry.size),
         )
         .into());
     }
@@ -108,12 +131,13 @@ fn stored(source: &Source, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
 fn check_stored(entry: &Entry) -> std::result::Result<(), Refusal> {
     let how = match entry.method {
         Method::Stored => return Ok(()),
+        Method::Encrypted => "encrypted or patched".to_string(),
         Method::Deflated => "compressed (deflated)".to_string(),
         Method::Other(method) => format!("compressed by method {method}"),
     };
     Err(unsupported(format!(
-        "entry {:?} of the zip archive is {how}, which is not read yet",
-        entry.name
+        "entry `{}` of the zip archive is {how}, which is not read yet",
+        shown(&entry.name)
     )))
 }
 
@@ -127,7 +151,16 @@ struct Records<'a> {
     prefix: String,
     swap: bool,
     storages: Vec<Storage>,
-    by_key: HashMap<String, u32>,
+    by_key: HashMap<String, Record>,
+}
+
+/// A storage that was asked for.
+#[derive(Clone, Copy)]
+struct Record {
+    index: u32,
+    span: Storage,
+    /// Bytes of its numbers, by the type it was first asked for with.
+    number: u64,
 }
 
 impl Storages for Records<'_> {
@@ -137,50 +170,62 @@ impl Storages for Records<'_> {
         elements: u64,
         element: ElementType,
     ) -> std::result::Result<StorageRef, Refusal> {
-        let index = match self.by_key.get(key) {
-            Some(index) => *index,
-            None => self.add(key)?,
+        let record = match self.by_key.get(key) {
+            Some(record) => *record,
+            None => self.add(key, element)?,
         };
-        let malformed = |what| Refusal::new(Cause::Malformed, what);
-        let span = self
-            .storages
-            .get(index as usize)
-            .copied()
-            .ok_or_else(|| malformed(format!("storage {key:?} is missing")))?;
-        if elements.checked_mul(element.size()) != Some(span.len) {
-            return Err(malformed(format!(
-                "storage {key:?} has {} bytes, but should hold {elements} elements of {} bytes",
-                span.len,
-                element.size()
-            )));
+        let len = record.span.len;
+        if elements.checked_mul(element.size()) != Some(len) {
+            return Err(Refusal::new(
+                Cause::Malformed,
+                format!(
+                    "storage `{}` has {len} bytes, but should hold {elements} elements of {} bytes",
+                    shown(key),
+                    element.size()
+                ),
+            ));
+        }
+        // torch swaps a storage once, by the type it meets first.
+        if self.swap && record.number != element.number_size() {
+            return Err(Refusal::new(
+                Cause::Ambiguous,
+                format!(
+                    "big-endian storage `{}` is said to have two types",
+                    shown(key)
+                ),
+            ));
         }
         Ok(StorageRef {
-            index,
-            span,
+            index: record.index,
+            span: record.span,
             swap: self.swap,
         })
     }
 }
 
 impl Records<'_> {
-    fn add(&mut self, key: &str) -> std::result::Result<u32, Refusal> {
+    fn add(&mut self, key: &str, element: ElementType) -> std::result::Result<Record, Refusal> {
         let entry = self
             .archive
             .entry(&format!("{}{key}", self.prefix))
             .ok_or_else(|| {
                 Refusal::new(
                     Cause::Malformed,
-                    format!("storage {key:?} is missing in the zip archive"),
+                    format!("storage `{}` is missing in the zip archive", shown(key)),
                 )
             })?;
         check_stored(entry)?;
-        let index = u32::try_from(self.storages.len())
-            .map_err(|_| Refusal::new(Cause::TooLarge, "it has too many storages"))?;
-        self.storages.push(Storage {
-            offset: entry.data,
-            len: entry.size,
-        });
-        self.by_key.insert(key.to_string(), index);
-        Ok(index)
+        let record = Record {
+            index: u32::try_from(self.storages.len())
+                .map_err(|_| Refusal::new(Cause::TooLarge, "it has too many storages"))?,
+            span: Storage {
+                offset: entry.data,
+                len: entry.size,
+            },
+            number: element.number_size(),
+        };
+        self.storages.push(record.span);
+        self.by_key.insert(key.to_string(), record);
+        Ok(record)
     }
 }

@@ -8,14 +8,14 @@
 
 use std::collections::HashMap;
 
-use super::refusal::{Cause, Refusal};
+use super::refusal::{Cause, Refusal, shown};
 use super::{Error, Result};
-use crate::source::Source;
+use crate::source::{self, Source};
 
 /// Entries are refused above this count.
 const MAX_ENTRIES: u64 = 1 << 20;
-/// A directory of more bytes is refused.
-const MAX_DIRECTORY: u64 = 256 << 20;
+/// A directory of more bytes is refused: torch's entries take about 70.
+const MAX_DIRECTORY: u64 = 96 << 20;
 /// The end record and the longest comment after it.
 const TAIL: u64 = 22 + 0xFFFF;
 
@@ -31,8 +31,24 @@ pub enum Method {
     /// As they are.
     Stored,
     Deflated,
+    /// Encrypted, or a patch to another archive.
+    Encrypted,
     /// Any other number of APPNOTE 4.4.5.
     Other(u16),
+}
+
+impl Method {
+    /// By the general purpose flags and the method of a header. Of the flags,
+    /// bit 0 means encrypted; 5: patch data; 6: strong encryption; 13: masked
+    /// header.
+    fn of(flags: u16, method: u16) -> Method {
+        match (flags & 0x2061, method) {
+            (0, 0) => Method::Stored,
+            (0, 8) => Method::Deflated,
+            (0, other) => Method::Other(other),
+            _ => Method::Encrypted,
+        }
+    }
 }
 
 /// A file inside the archive.
@@ -42,9 +58,7 @@ pub struct Entry {
     pub method: Method,
     /// Where the data begins, in bytes from the start of the archive.
     pub data: u64,
-    /// Bytes in the archive.
-    pub stored_size: u64,
-    /// Bytes of the file.
+    /// Bytes, once inflated where it is compressed.
     pub size: u64,
 }
 
@@ -60,23 +74,38 @@ impl Archive {
     /// Reads the central directory and every local header of `source`.
     pub fn read(source: &Source) -> Result<Archive> {
         let directory = Directory::find(source)?;
-        let bytes = source.read_at(directory.offset, directory.size)?;
-        let mut fields = Fields(&bytes);
-        let mut entries = Vec::new();
-        let mut extents = Vec::new();
-        for _ in 0..directory.count {
-            let (entry, header) = central_entry(source, &mut fields, directory.offset)?;
-            extents.push((header, entry.data + entry.stored_size));
-            entries.push(entry);
-        }
-        if !fields.0.is_empty() {
-            return Err(ambiguous(
-                "the zip directory holds more than the entries it counts",
-            ));
+        let listed = directory.entries(source)?;
+        let mut entries = Vec::with_capacity(listed.len());
+        let mut extents = Vec::with_capacity(listed.len());
+        for entry in listed {
+            let data = entry.data(source)?;
+            let end = data
+                .checked_add(entry.stored_size)
+                .filter(|end| *end <= directory.offset);
+            let Some(end) = end else {
+                return Err(malformed(format!(
+                    "entry `{}` of the zip archive reaches past the end of its data",
+                    shown(&entry.name)
+                )));
+            };
+            extents.push((entry.header, end));
+            entries.push(Entry {
+                name: entry.name,
+                method: entry.method,
+                data,
+                size: entry.size,
+            });
         }
         refuse_overlaps(extents)?;
         let names = unique_names(&entries)?;
         Ok(Archive { entries, names })
+    }
+
+    /// The names in the central directory of `source`, without a look at the
+    /// entries themselves.
+    pub fn names(source: &Source) -> Result<Vec<String>> {
+        let listed = Directory::find(source)?.entries(source)?;
+        Ok(listed.into_iter().map(|entry| entry.name).collect())
     }
 
     pub fn entries(&self) -> &[Entry] {
@@ -154,7 +183,10 @@ impl Directory {
         if directory.count > MAX_ENTRIES || directory.size > MAX_DIRECTORY {
             return Err(Refusal::new(
                 Cause::TooLarge,
-                format!("the zip archive has {} entries", directory.count),
+                format!(
+                    "the directory of the zip archive has {} entries in {} bytes",
+                    directory.count, directory.size
+                ),
             )
             .into());
         }
@@ -187,12 +219,24 @@ impl Directory {
         if fields.take(4)? != END64 {
             return Err(ambiguous("the zip archive's 64-bit end record is missing"));
         }
-        fields.take(8 + 2 + 2 + 4 + 4)?;
+        let rest = fields.u64()?;
+        // Of two archives in a row, the second's locator points into the first.
+        if position
+            .checked_add(12)
+            .and_then(|rest_start| rest_start.checked_add(rest))
+            != Some(locator_offset)
+        {
+            return Err(ambiguous(
+                "the zip archive's 64-bit end record is not where its locator is",
+            ));
+        }
+        fields.take(2 + 2)?;
+        let disks = (fields.u32()?, fields.u32()?);
         let disk_count = fields.u64()?;
         let count = fields.u64()?;
         let size = fields.u64()?;
         let offset = fields.u64()?;
-        if disk_count != count {
+        if disks != (0, 0) || disk_count != count {
             return Err(unsupported("the zip archive is split over several files"));
         }
         let directory = Directory {
@@ -202,114 +246,170 @@ impl Directory {
         };
         Ok(Some((directory, position)))
     }
-}
 
-/// One entry of the central directory, with the offset of its local header.
-/// Its data ends before `limit`, where the directory begins.
-fn central_entry(source: &Source, fields: &mut Fields, limit: u64) -> Result<(Entry, u64)> {
-    if fields.take(4)? != CENTRAL {
-        return Err(malformed("the zip directory is damaged"));
-    }
-    fields.take(4)?;
-    let flags = fields.u16()?;
-    let method = match fields.u16()? {
-        0 => Method::Stored,
-        8 => Method::Deflated,
-        other => Method::Other(other),
-    };
-    fields.take(4 + 4)?;
-    let stored_size = fields.u32()?;
-    let size = fields.u32()?;
-    let name_len = fields.u16()?;
-    let extra_len = fields.u16()?;
-    let comment_len = fields.u16()?;
-    fields.take(2 + 2 + 4)?;
-    let header = fields.u32()?;
-    let raw_name = fields.take(name_len.into())?;
-    let extra = fields.take(extra_len.into())?;
-    fields.take(comment_len.into())?;
-
-    let name = std::str::from_utf8(raw_name)
-        .map_err(|_| malformed("the zip archive has an entry whose name is not UTF-8"))?
-        .to_string();
-    let (stored_size, size, header) = widen(extra, stored_size, size, header)?;
-    // Bit 0: encrypted; 5: patch data; 6: strong encryption; 13: masked header.
-    if flags & 0x2061 != 0 {
-        return Err(unsupported(format!(
-            "entry {name:?} of the zip archive is encrypted or patched"
-        )));
-    }
-    if method == Method::Stored && stored_size != size {
-        return Err(ambiguous(format!(
-            "entry {name:?} of the zip archive gives two sizes, {stored_size} and {size} bytes"
-        )));
-    }
-    let data = local_data(source, header, raw_name, &name)?;
-    if data.checked_add(stored_size).is_none_or(|end| end > limit) {
-        return Err(malformed(format!(
-            "entry {name:?} of the zip archive reaches past the end of its data"
-        )));
-    }
-    let entry = Entry {
-        name,
-        method,
-        data,
-        stored_size,
-        size,
-    };
-    Ok((entry, header))
-}
-
-/// Where the data of the entry with this local header begins.
-fn local_data(source: &Source, header: u64, raw_name: &[u8], name: &str) -> Result<u64> {
-    let broken = || {
-        malformed(format!(
-            "entry {name:?} of the zip archive has no local header"
-        ))
-    };
-    let start = source
-        .read_at(header, 30 + raw_name.len() as u64)
-        .map_err(|_| broken())?;
-    let mut fields = Fields(&start);
-    if fields.take(4)? != LOCAL {
-        return Err(broken());
-    }
-    fields.take(22)?;
-    let name_len = fields.u16()?;
-    let extra_len = fields.u16()?;
-    if fields.0 != raw_name || usize::from(name_len) != raw_name.len() {
-        return Err(ambiguous(format!(
-            "entry {name:?} of the zip archive has another name in its local header"
-        )));
-    }
-    Ok(header + 30 + u64::from(name_len) + u64::from(extra_len))
-}
-
-/// Sizes and offset with the 64-bit extra field (APPNOTE 4.5.3) put in where the
-/// 32-bit fields say so.
-fn widen(extra: &[u8], stored_size: u32, size: u32, header: u32) -> Result<(u64, u64, u64)> {
-    let mut wide = None;
-    let mut fields = Fields(extra);
-    while fields.0.len() >= 4 {
-        let id = fields.u16()?;
-        let len = fields.u16()?;
-        let body = fields.take(len.into())?;
-        if id == 1 && wide.replace(body).is_some() {
-            return Err(ambiguous(
-                "an entry of the zip archive gives its 64-bit sizes twice",
-            ));
+    /// What the directory lists.
+    fn entries(&self, source: &Source) -> Result<Vec<Listed>> {
+        let bytes = source.read_at(self.offset, self.size)?;
+        let mut fields = Fields(&bytes);
+        let mut listed = Vec::new();
+        for _ in 0..self.count {
+            listed.push(Listed::read(&mut fields)?);
+        }
+        match fields.0.is_empty() {
+            true => Ok(listed),
+            false => Err(ambiguous(
+                "the zip directory holds more than the entries it counts",
+            )),
         }
     }
-    let mut wide = Fields(wide.unwrap_or_default());
-    let mut pick = |narrow: u32| match narrow {
-        u32::MAX => wide.u64(),
-        _ => Ok(narrow.into()),
-    };
-    // The order of the field is size, stored size, offset.
-    let size = pick(size)?;
-    let stored_size = pick(stored_size)?;
-    let header = pick(header)?;
-    Ok((stored_size, size, header))
+}
+
+/// One entry of the central directory.
+struct Listed {
+    name: String,
+    method: Method,
+    /// Bytes in the archive.
+    stored_size: u64,
+    /// Bytes of the file.
+    size: u64,
+    /// Where the local header begins, in bytes from the start of the archive.
+    header: u64,
+}
+
+impl Listed {
+    fn read(fields: &mut Fields) -> Result<Listed> {
+        if fields.take(4)? != CENTRAL {
+            return Err(malformed("the zip directory is damaged"));
+        }
+        fields.take(4)?;
+        let method = Method::of(fields.u16()?, fields.u16()?);
+        fields.take(4 + 4)?;
+        let stored_size = fields.u32()?;
+        let size = fields.u32()?;
+        let name_len = fields.u16()?;
+        let extra_len = fields.u16()?;
+        let comment_len = fields.u16()?;
+        fields.take(2 + 2 + 4)?;
+        let header = fields.u32()?;
+        let raw_name = fields.take(name_len.into())?;
+        let extra = fields.take(extra_len.into())?;
+        fields.take(comment_len.into())?;
+
+        // torch looks names up as C strings.
+        let name = std::str::from_utf8(raw_name)
+            .ok()
+            .filter(|name| !name.contains('\0'))
+            .ok_or_else(|| malformed("the zip archive has an entry whose name is no UTF-8 text"))?
+            .to_string();
+        let extra = Extra::read(extra)?;
+        if extra.name.is_some_and(|other| other != raw_name) {
+            return Err(ambiguous(format!(
+                "entry `{}` of the zip archive has a second name",
+                shown(&name)
+            )));
+        }
+        let (stored_size, size, header) = extra.widen(stored_size, size, header)?;
+        if method == Method::Stored && stored_size != size {
+            return Err(ambiguous(format!(
+                "entry `{}` of the zip archive gives two sizes, {stored_size} and {size} bytes",
+                shown(&name)
+            )));
+        }
+        Ok(Listed {
+            name,
+            method,
+            stored_size,
+            size,
+            header,
+        })
+    }
+
+    /// Where the data begins, by the local header, which has to agree on what
+    /// is there.
+    fn data(&self, source: &Source) -> Result<u64> {
+        let broken = || {
+            malformed(format!(
+                "entry `{}` of the zip archive has no local header",
+                shown(&self.name)
+            ))
+        };
+        let start = match source.read_at(self.header, 30 + self.name.len() as u64) {
+            Err(source::Error::PastEnd { .. }) => return Err(broken()),
+            start => start?,
+        };
+        let mut fields = Fields(&start);
+        if fields.take(4)? != LOCAL {
+            return Err(broken());
+        }
+        fields.take(2)?;
+        let method = Method::of(fields.u16()?, fields.u16()?);
+        fields.take(16)?;
+        let name_len = fields.u16()?;
+        let extra_len = fields.u16()?;
+        if method != self.method
+            || fields.0 != self.name.as_bytes()
+            || usize::from(name_len) != self.name.len()
+        {
+            return Err(ambiguous(format!(
+                "entry `{}` of the zip archive has another name or method in its local header",
+                shown(&self.name)
+            )));
+        }
+        Ok(self.header + 30 + u64::from(name_len) + u64::from(extra_len))
+    }
+}
+
+/// The extra fields of an entry that change what it is (APPNOTE 4.5.3, 4.6.9).
+struct Extra<'a> {
+    /// 64-bit sizes and offset.
+    wide: Option<&'a [u8]>,
+    /// The name in the Unicode-path field.
+    name: Option<&'a [u8]>,
+}
+
+impl<'a> Extra<'a> {
+    fn read(extra: &'a [u8]) -> Result<Extra<'a>> {
+        let mut found = Extra {
+            wide: None,
+            name: None,
+        };
+        let mut fields = Fields(extra);
+        while fields.0.len() >= 4 {
+            let id = fields.u16()?;
+            let len = fields.u16()?;
+            let body = fields.take(len.into())?;
+            let twice = match id {
+                0x0001 => found.wide.replace(body).is_some(),
+                // A version byte and the checksum of the other name come first.
+                0x7075 => found
+                    .name
+                    .replace(body.get(5..).unwrap_or_default())
+                    .is_some(),
+                _ => false,
+            };
+            if twice {
+                return Err(ambiguous(
+                    "an entry of the zip archive gives its sizes or its name twice",
+                ));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Stored size, size and offset, from the 64-bit field where the 32-bit
+    /// fields say so.
+    fn widen(&self, stored_size: u32, size: u32, header: u32) -> Result<(u64, u64, u64)> {
+        let mut wide = Fields(self.wide.unwrap_or_default());
+        let mut pick = |narrow: u32| match narrow {
+            u32::MAX => wide.u64(),
+            _ => Ok(narrow.into()),
+        };
+        // The order of the field is size, stored size, offset.
+        let size = pick(size)?;
+        let stored_size = pick(stored_size)?;
+        let header = pick(header)?;
+        Ok((stored_size, size, header))
+    }
 }
 
 fn refuse_overlaps(mut extents: Vec<(u64, u64)>) -> Result<()> {
@@ -328,8 +428,8 @@ fn unique_names(entries: &[Entry]) -> Result<HashMap<String, usize>> {
             .is_some()
         {
             return Err(ambiguous(format!(
-                "the zip archive has two entries {:?}, or two that differ in upper and lower case only",
-                entry.name
+                "the zip archive has two entries `{}`, or two that differ in upper and lower case only",
+                shown(&entry.name)
             )));
         }
     }

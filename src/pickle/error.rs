@@ -18,6 +18,9 @@ pub struct Error {
     /// Every import up to the failure: a loader that fails at the same place
     /// has already resolved these, and may have called them.
     pub imports: Vec<Import>,
+    /// How many calls stand before the failure: a loader that fails at the same
+    /// place has made them.
+    pub calls: u64,
 }
 
 impl fmt::Display for Error {

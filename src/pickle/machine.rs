@@ -29,6 +29,7 @@ pub(super) struct Machine<'a, 'l> {
     /// Module, then name, to the object that stands for the pair.
     globals: HashMap<Arc<str>, HashMap<Arc<str>, ObjectId>>,
     imports: Vec<Import>,
+    calls: u64,
     /// Tuples that hold, at any depth, what Python cannot hash.
     unhashable_tuples: HashSet<ObjectId>,
     /// Byte offset of the opcode in execution.
@@ -56,6 +57,7 @@ impl<'a, 'l> Machine<'a, 'l> {
             memo: Memo::default(),
             globals: HashMap::new(),
             imports: Vec::new(),
+            calls: 0,
             unhashable_tuples: HashSet::new(),
             offset: 0,
         }
@@ -69,6 +71,7 @@ impl<'a, 'l> Machine<'a, 'l> {
                 objects: self.objects,
                 root,
                 imports: self.imports,
+                calls: self.calls,
                 end: self.reader.position(),
             }),
             Err(kind) => Err(Error {
@@ -76,6 +79,7 @@ impl<'a, 'l> Machine<'a, 'l> {
                 opcode: opcode.map(Opcode::name),
                 kind,
                 imports: self.imports,
+                calls: self.calls,
             }),
         }
     }
@@ -383,6 +387,7 @@ impl Machine<'_, '_> {
             None | Some(Object::Dict(_)) => {}
             Some(other) => return Err(wrong_type("a dict of arguments", other)),
         }
+        self.calls += 1;
         self.push_new(Object::Call(Box::new(Call {
             kind,
             callable,

@@ -74,6 +74,7 @@ pub struct Pickle<'a> {
     objects: Vec<Object<'a>>,
     root: ObjectId,
     imports: Vec<Import>,
+    calls: u64,
     end: usize,
 }
 
@@ -96,6 +97,11 @@ impl<'a> Pickle<'a> {
     /// Every distinct import, used or not, in the order of the stream.
     pub fn imports(&self) -> &[Import] {
         &self.imports
+    }
+
+    /// How many calls the pickle makes when it is loaded, used or not.
+    pub fn calls(&self) -> u64 {
+        self.calls
     }
 
     /// The text of a `str` without surrogates, or of a Python-2 `str` in UTF-8.
