@@ -1,0 +1,207 @@
+//! Real files, with what torch 2.15 made of each (`torch.load(weights_only=True)`).
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use stfs::checkpoint::{Cause, Content, sniff};
+use stfs::convert::{self, Error};
+use stfs::source::Source;
+
+use super::owned;
+
+/// What torch reads and stfs refuses, and why.
+const REFUSED: &[(&str, Cause)] = &[
+    // Two entries of one name, of which torch takes the one or the other.
+    (
+        "zipdiff/10_duplicate_datapkl_first_w_second_evil.pt",
+        Cause::Ambiguous,
+    ),
+    ("zipdiff/61_dup3_k1_k2_k3.pt", Cause::Ambiguous),
+    ("zipdiff/62_dup4_k1_k2_k3_w.pt", Cause::Ambiguous),
+    ("zipdiff/64_case_dup_lower_k1_upper_k2.pt", Cause::Ambiguous),
+    ("zipdiff/65_case_dup_upper_k2_first.pt", Cause::Ambiguous),
+];
+
+/// Pickles of the scanners' tests that import nothing dangerous by its name.
+const NO_ATTACKS: &[&str] = &[
+    "picklescan/tests/data/benign0_v0.pkl",
+    // Reaches `eval` by way of an entry that it puts into `sys.modules`.
+    "picklescan/tests/data/sys_module_override_sploit.pkl",
+];
+
+/// The folder of the corpus.
+fn corpus() -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus");
+    let folder = env::var_os("STFS_CORPUS").map_or(beside, PathBuf::from);
+    if folder.join("MANIFEST.tsv").exists() {
+        return Some(folder);
+    }
+    println!("skipped: no corpus at {}", folder.display());
+    None
+}
+
+/// Path and kind of every file.
+fn manifest(corpus: &Path) -> Vec<(String, String)> {
+    let manifest = fs::read_to_string(corpus.join("MANIFEST.tsv")).unwrap();
+    manifest
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let fields: Vec<&str> = line.split('\t').collect();
+            (
+                fields[1].to_string(),
+                fields[5].trim_matches('"').to_string(),
+            )
+        })
+        .collect()
+}
+
+fn expected(corpus: &Path, path: &str) -> Option<Value> {
+    let text = fs::read(corpus.join("expected").join(format!("{path}.json"))).ok()?;
+    Some(serde_json::from_slice(&text).unwrap())
+}
+
+fn dtype(torch: &str) -> Dtype {
+    match torch {
+        "bool" => Dtype::BOOL,
+        "uint8" => Dtype::U8,
+        "int16" => Dtype::I16,
+        "int32" => Dtype::I32,
+        "int64" => Dtype::I64,
+        "float16" => Dtype::F16,
+        "float32" => Dtype::F32,
+        "float64" => Dtype::F64,
+        other => panic!("dtype {other}"),
+    }
+}
+
+/// Name, type, sizes and hash of the bytes, sorted.
+type Tensors = Vec<(String, Dtype, Vec<u64>, String)>;
+
+fn expected_tensors(expected: &Value) -> Tensors {
+    let tensors = expected["tensors"].as_array().unwrap();
+    let mut tensors: Tensors = tensors
+        .iter()
+        .map(|tensor| {
+            let shape = tensor["shape"].as_array().unwrap();
+            (
+                tensor["name"].as_str().unwrap().to_string(),
+                dtype(tensor["dtype"].as_str().unwrap()),
+                shape.iter().map(|size| size.as_u64().unwrap()).collect(),
+                tensor["sha256"].as_str().unwrap().to_string(),
+            )
+        })
+        .collect();
+    tensors.sort();
+    tensors
+}
+
+fn read_tensors(path: &Path, names: &[String]) -> Result<Tensors, Error> {
+    let reader = convert::open(path)?;
+    let kept = reader.plan().tensors().len() + reader.plan().dropped().len();
+    assert_eq!(kept, names.len(), "{}", path.display());
+    Ok(names
+        .iter()
+        .map(|name| {
+            let index = reader
+                .plan()
+                .find(name)
+                .unwrap_or_else(|| panic!("no tensor {name}"));
+            let tensor = &reader.plan().tensors()[index];
+            let bytes = reader.read_tensor(index, 0, tensor.len as usize).unwrap();
+            let hash = Sha256::digest(owned(bytes));
+            let hash = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+            (name.clone(), tensor.dtype, tensor.shape.to_vec(), hash)
+        })
+        .collect())
+}
+
+#[test]
+fn torch_archives_have_the_tensors_that_torch_reads() {
+    let Some(corpus) = corpus() else { return };
+    let (mut read, mut listed) = (0, 0);
+    for (path, kind) in manifest(&corpus) {
+        let archive = ["torch zip", "TorchScript zip", "container oddity"];
+        if !archive.iter().any(|archive| kind.starts_with(archive)) {
+            continue;
+        }
+        let file = corpus.join(&path);
+        let expected = expected(&corpus, &path).unwrap();
+        let refused = REFUSED.iter().find(|(refused, _)| *refused == path);
+        let result = convert::open(&file);
+        match (expected["ok"].as_bool().unwrap(), refused) {
+            (true, None) => {
+                let tensors = expected_tensors(&expected);
+                let names: Vec<String> = tensors.iter().map(|tensor| tensor.0.clone()).collect();
+                match read_tensors(&file, &names) {
+                    Ok(found) => assert_eq!(found, tensors, "{path}"),
+                    Err(error) => panic!("{path}: {error}"),
+                }
+                read += 1;
+            }
+            (true, Some((_, cause))) => match result {
+                Err(Error::Refused(refusal)) => {
+                    assert_eq!(refusal.cause(), *cause, "{path}: {refusal}");
+                    listed += 1;
+                }
+                _ => panic!("{path} was not refused"),
+            },
+            (false, None) => match result {
+                Err(Error::Refused(refusal)) => assert!(!refusal.to_string().is_empty()),
+                _ => panic!("{path} was not refused"),
+            },
+            _ => panic!("{path} is listed, but torch says otherwise"),
+        }
+    }
+    assert!(read >= 40, "{read} files");
+    assert_eq!(listed, REFUSED.len());
+}
+
+#[test]
+fn every_file_is_something_else_or_read_or_refused_in_words() {
+    let Some(corpus) = corpus() else { return };
+    for (path, kind) in manifest(&corpus) {
+        let file = corpus.join(&path);
+        let source = Source::open(&file).unwrap();
+        let content = sniff(&source, convert::promise(&file)).unwrap();
+        let result = convert::open(&file);
+        match kind.split(' ').next().unwrap() {
+            "safetensors" => assert!(result.is_ok() && content == Content::Safetensors, "{path}"),
+            "npy" | "npz," | "7z" => assert_eq!(content, Content::Other, "{path}"),
+            "raw:" | "tar" | "genuine" => {
+                assert!(matches!(content, Content::Pickle(_)), "{path}: {content:?}");
+                assert!(matches!(result, Err(Error::Refused(_))), "{path}");
+            }
+            _ => {}
+        }
+        if let Err(error) = result {
+            assert!(matches!(error, Error::Refused(_)), "{path}: {error}");
+        }
+    }
+}
+
+#[test]
+fn attacks_are_called_by_their_names() {
+    let Some(corpus) = corpus() else { return };
+    let mut attacks = 0;
+    for (path, kind) in manifest(&corpus) {
+        let of_a_scanner = ["picklescan/", "modelscan/"]
+            .iter()
+            .any(|at| path.starts_with(at));
+        if !(of_a_scanner && kind.starts_with("raw:")) || NO_ATTACKS.contains(&path.as_str()) {
+            continue;
+        }
+        match convert::open(&corpus.join(&path)) {
+            Err(Error::Refused(refusal)) => {
+                assert_eq!(refusal.cause(), Cause::Dangerous, "{path}: {refusal}");
+            }
+            _ => panic!("{path} was not refused"),
+        }
+        attacks += 1;
+    }
+    assert!(attacks > 30, "{attacks} files");
+}

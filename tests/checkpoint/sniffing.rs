@@ -1,0 +1,253 @@
+//! What files are, by their content and the promise of their name.
+
+use std::fs;
+
+use stfs::checkpoint::{Cause, Content, Intruder, Promise, Stream, sniff};
+use stfs::source::Source;
+
+use super::archive::Archive;
+use super::opcodes::{floats, named};
+use super::refused;
+
+fn content(bytes: &[u8], promise: Promise) -> Content {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    fs::write(&path, bytes).unwrap();
+    sniff(&Source::open(&path).unwrap(), promise).unwrap()
+}
+
+fn promised(bytes: &[u8]) -> Content {
+    content(bytes, Promise::Checkpoint)
+}
+
+/// A tar header with a member's name, and a file of 512 zeros.
+fn tar(member: &str) -> Vec<u8> {
+    let mut header = vec![0; 1024];
+    header[..member.len()].copy_from_slice(member.as_bytes());
+    header[257..263].copy_from_slice(b"ustar\0");
+    header
+}
+
+#[test]
+fn ordinary_files_called_bin_are_something_else() {
+    // The floats 0.1, 0.2, ... as a dump of numbers.
+    let floats: Vec<u8> = (1..5000)
+        .flat_map(|n| (n as f32 * 0.1).to_le_bytes())
+        .collect();
+    let words = "the\nof\nand\nto\nin\ncat\ndog\nNone\n(a)\n.\n".repeat(50);
+    let files: &[(&str, &[u8])] = &[
+        ("GGML", b"lmgg\x80\xca\0\0\0\x05\0\0"),
+        ("ggml", b"ggml\x01\0\0\0\0\0\0\0\0\0"),
+        (
+            "GGUF",
+            b"GGUF\x03\0\0\0\x23\x01\0\0\0\0\0\0\x17\0\0\0\0\0\0\0",
+        ),
+        (
+            "sentencepiece",
+            b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02\n\x0c\n\x03<s>\x15\0\0\0\0",
+        ),
+        (
+            "fastText",
+            b"\xba\x16\x4f\x2f\x0c\0\0\0\x64\0\0\0\x05\0\0\0\x05\0\0\0\x01\0\0\0",
+        ),
+        ("ONNX", b"\x08\x07\x12\x07pytorch\x1a\x051.9.0:\xb5\x01"),
+        (
+            "TensorFlow",
+            b"\nM\n\x05input\x12\x0bPlaceholder*\x0b\n\x05dtype\x12\x020\x01",
+        ),
+        ("TensorRT", b"ptrt\0\0\0\x18"),
+        ("JSON", b"{\"model_type\": \"bert\"}\n"),
+        ("words", words.as_bytes()),
+        ("words with c first", b"cat\ndog\nfish\nbird\n"),
+        ("words with I first", b"I\nyou\nhe\n"),
+        ("numbers", b"0.25 0.5\n1.5 2.5\n"),
+        ("floats", &floats),
+        ("random", b"\x93\xe1\x7f\x03\xd2\x8a\x11\x29\x00\xfe"),
+        ("zeros", &[0; 4096]),
+        ("ELF", b"\x7fELF\x02\x01\x01\0"),
+        ("numpy", b"\x93NUMPY\x01\0v\0{'descr': '<f4'}"),
+        ("HDF5", b"\x89HDF\r\n\x1a\n\0\0\0\0"),
+        ("protobuf", b"\x08\x01\x12\x04cos\n\x1a\x02R."),
+    ];
+    for (what, bytes) in files {
+        for promise in [Promise::Checkpoint, Promise::Nothing] {
+            assert_eq!(content(bytes, promise), Content::Other, "{what}");
+        }
+    }
+}
+
+#[test]
+fn pickles_are_found_without_a_protocol_mark() {
+    let pickle = Content::Pickle(Stream::Plain);
+    // Protocol 0 of CPython: {'a': [1, 2]} and set(); then Python 2's of a class.
+    assert_eq!(promised(b"(dp0\nVa\np1\n(lp2\nI1\naI2\nas."), pickle);
+    assert_eq!(
+        promised(b"c__builtin__\nset\np0\n((lp1\ntp2\nRp3\n."),
+        pickle
+    );
+    assert_eq!(promised(b"(imine\nNet\np0\n(dp1\nb."), pickle);
+    // The same with what follows a pickle in a stream.
+    assert_eq!(promised(b"I1\n.cmine\nload\n(tR."), pickle);
+    // torch's magic number, version and system in protocol 0, then the objects.
+    let legacy = b"L119547037146038801333356L\n.I1001\n.(d.cmine\nload\n(tR.";
+    assert_eq!(promised(legacy), pickle);
+}
+
+#[test]
+fn broken_pickles_stay_pickles() {
+    let pickle = Content::Pickle(Stream::Plain);
+    let attack = b"cmine\nrun\n(S'x'\ntR(dp1\nS'a'\nI1\ns.";
+    for end in 19..attack.len() {
+        assert_eq!(promised(&attack[..end]), pickle, "{end} bytes");
+    }
+    assert_eq!(promised(b"cos\nsystem\n(S'x'"), pickle);
+    assert_eq!(promised(b"cmine\nrun\n(S'x'\ntR\xff\xff"), pickle);
+    // Behind more than is read at first, and with more after it.
+    let mut far = b"(lp0\n".to_vec();
+    far.extend(b"I1\na".repeat(50_000));
+    far.extend(b"cmine\nrun\n(tR\xff");
+    far.extend(vec![b'x'; 200_000]);
+    assert_eq!(promised(&far), pickle);
+    // With the mark, by a single byte more.
+    for bytes in [&b"\x80\x02c"[..], b"\x80\x04\x95\0\0", b"\x80\x05]"] {
+        assert_eq!(content(bytes, Promise::Nothing), pickle);
+    }
+}
+
+#[test]
+fn long_streams_are_pickles_when_nothing_says_otherwise() {
+    // A string of 70 MB before the call; the file is sparse.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let len = 70_u32 << 20;
+    fs::write(&path, [b"T", &len.to_le_bytes()[..]].concat()).unwrap();
+    let file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    file.set_len(u64::from(len) + 5).unwrap();
+    fs::write(dir.path().join("call"), b"").unwrap();
+    std::io::Write::write_all(&mut &file, b"0cmine\nrun\n(tR.").unwrap();
+    let content = |promise| sniff(&Source::open(&path).unwrap(), promise).unwrap();
+    assert_eq!(content(Promise::Checkpoint), Content::Pickle(Stream::Plain));
+    // The same string in a file that ends before it does.
+    file.set_len(66 << 20).unwrap();
+    assert_eq!(content(Promise::Checkpoint), Content::Other);
+}
+
+#[test]
+fn streams_of_old_torch_versions() {
+    let magic = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e";
+    for head in [
+        &b"\x80\x02"[..],
+        b"\x80\x03",
+        b"\x80\x04\x95\x0d\0\0\0\0\0\0\0",
+    ] {
+        let bytes = [head, magic].concat();
+        assert_eq!(
+            content(&bytes, Promise::Nothing),
+            Content::Pickle(Stream::Legacy)
+        );
+    }
+    for member in ["sys_info", "storages", "tensors", "pickle"] {
+        let mut bytes = tar(member);
+        assert_eq!(
+            content(&bytes, Promise::Nothing),
+            Content::Pickle(Stream::Tar)
+        );
+        // The tar of 1979 has no mark.
+        bytes[257..263].fill(0);
+        assert_eq!(
+            content(&bytes, Promise::Nothing),
+            Content::Pickle(Stream::Tar)
+        );
+    }
+}
+
+#[test]
+fn intruders_are_told_only_where_a_checkpoint_was_promised() {
+    let page = b"\n <!DOCTYPE html><html><title>404</title>";
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    let mut archive = Archive::default();
+    archive.push("docs/read.me", b"hello");
+    let files: &[(&[u8], Intruder)] = &[
+        (b"", Intruder::Empty),
+        (pointer, Intruder::LfsPointer),
+        (page, Intruder::WebPage),
+        (b"7z\xbc\xaf\x27\x1c\0\x04", Intruder::SevenZip),
+        (b"\x1f\x8b\x08\0", Intruder::Compressed),
+        // joblib's: zlib at levels 1, 3, 6 and 9, and lzma.
+        (b"\x78\x01\x01", Intruder::Compressed),
+        (b"\x78\x5e\x6b", Intruder::Compressed),
+        (b"\x78\x9c\x6b", Intruder::Compressed),
+        (b"\x78\xda\x6b", Intruder::Compressed),
+        (b"\x5d\0\0\x80\0\xff\xff", Intruder::Compressed),
+        (&tar("weights/model.pt"), Intruder::Tar),
+        (&archive.bytes(), Intruder::ZipWithoutPickle),
+    ];
+    for (bytes, intruder) in files {
+        assert_eq!(promised(bytes), Content::NotACheckpoint(*intruder));
+        assert_eq!(content(bytes, Promise::Nothing), Content::Other);
+    }
+    assert!(refused(pointer, Cause::LfsPointer).contains("Git LFS"));
+    refused(page, Cause::NotDownloaded);
+    refused(b"", Cause::NotDownloaded);
+}
+
+#[test]
+fn zip_archives_are_checkpoints_by_their_pickle() {
+    let torch = Archive::torch(&named(floats()), &[("0", &[0; 16])]).bytes();
+    for promise in [Promise::Checkpoint, Promise::Nothing, Promise::Safetensors] {
+        assert_eq!(content(&torch, promise), Content::TorchZip);
+    }
+    // Cut off: by the entry that torch writes first.
+    let cut = &torch[..torch.len() - 40];
+    assert_eq!(content(cut, Promise::Nothing), Content::TorchZip);
+    assert_eq!(content(cut, Promise::Checkpoint), Content::TorchZip);
+
+    let mut arrays = Archive::default();
+    arrays.push("a.npy", b"\x93NUMPY");
+    assert_eq!(
+        content(&arrays.bytes(), Promise::Checkpoint),
+        Content::Other
+    );
+}
+
+#[test]
+fn sniffing_a_zip_archive_does_not_read_its_entries() {
+    // Local headers that are not there are no matter as long as nobody asks.
+    let mut archive = Archive::default();
+    archive.push("pictures/1.png", b"png");
+    archive.push("pictures/2.png", b"png");
+    let mut bytes = archive.bytes();
+    let second = bytes
+        .windows(4)
+        .rposition(|at| at == b"PK\x03\x04")
+        .unwrap();
+    bytes[second] = 0;
+    assert_eq!(content(&bytes, Promise::Nothing), Content::Other);
+    assert_eq!(
+        promised(&bytes),
+        Content::NotACheckpoint(Intruder::ZipWithoutPickle)
+    );
+}
+
+#[test]
+fn safetensors_files() {
+    let header = b"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}";
+    let file = |len: u64| [&len.to_le_bytes()[..], header, &[7; 1000]].concat();
+    let whole = file(header.len() as u64);
+    for promise in [Promise::Checkpoint, Promise::Nothing, Promise::Safetensors] {
+        assert_eq!(content(&whole, promise), Content::Safetensors);
+    }
+    // A length that is a pickle's mark and a brace where the header begins: the
+    // name decides.
+    let polyglot = [b"\x80\x02]\0\0\0\0\0{".to_vec(), vec![b' '; 7 << 20]].concat();
+    assert_eq!(
+        content(&polyglot, Promise::Safetensors),
+        Content::Safetensors
+    );
+    assert_eq!(
+        content(&polyglot, Promise::Checkpoint),
+        Content::Pickle(Stream::Plain)
+    );
+    // A header longer than the file.
+    assert_eq!(content(&file(5000), Promise::Nothing), Content::Other);
+}
