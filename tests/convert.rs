@@ -65,7 +65,7 @@ fn contiguous(name: &str, dtype: safetensors::Dtype, shape: &[u64], offset: u64)
 fn one_storage(len: u64, tensors: Vec<Tensor>) -> Checkpoint {
     Checkpoint {
         tensors,
-        storages: vec![Storage { offset: 0, len }],
-        others: Vec::new(),
+        storages: vec![Storage::in_file(0, len)],
+        ..Checkpoint::default()
     }
 }

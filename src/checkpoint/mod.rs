@@ -9,6 +9,7 @@ mod refusal;
 mod safetensors;
 mod sniff;
 mod state_dict;
+mod storage;
 mod strided;
 mod torch;
 mod torch_zip;
@@ -21,6 +22,7 @@ pub use dtype::{Numeric, numeric};
 pub use refusal::{Cause, Refusal};
 pub use safetensors::{MAX_HEADER, NativeTensor, native};
 pub use sniff::{Content, Intruder, Promise, Stream, sniff};
+pub use storage::{Codec, Encoded, Place, Storage};
 
 /// The tensors of one checkpoint and what stands beside them.
 #[derive(Debug, Default)]
@@ -31,15 +33,9 @@ pub struct Checkpoint {
     pub storages: Vec<Storage>,
     /// Values that are no tensors.
     pub others: Vec<Other>,
-}
-
-/// A run of bytes in the source file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Storage {
-    /// Bytes from the start of the file.
-    pub offset: u64,
-    /// Bytes.
-    pub len: u64,
+    /// Entries for the metadata of the converted file: what it takes to undo what
+    /// safetensors could not say as it was.
+    pub notes: Vec<(String, String)>,
 }
 
 /// A strided view of a storage. The view has been checked: every element lies

@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use super::{Cause, Refusal, Result, Storage};
+use super::{Cause, Refusal, Result};
 use crate::source::Source;
 
 /// Longer headers are refused, as every reader does (safetensors/src/tensor.rs).
@@ -16,7 +16,10 @@ pub struct NativeTensor {
     pub dtype: Dtype,
     /// As the header says it.
     pub shape: Box<[u64]>,
-    pub span: Storage,
+    /// Bytes from the start of the file.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
 }
 
 /// The tensors of a native safetensors file, in the order of their bytes.
@@ -53,10 +56,8 @@ pub fn native(source: &Source) -> Result<Vec<NativeTensor>> {
         Some(NativeTensor {
             dtype: info.dtype,
             shape: info.shape.iter().map(|&size| size as u64).collect(),
-            span: Storage {
-                offset: start + begin as u64,
-                len: (end - begin) as u64,
-            },
+            offset: start + begin as u64,
+            len: (end - begin) as u64,
             name,
         })
     });

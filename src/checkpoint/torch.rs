@@ -4,11 +4,11 @@
 
 use std::collections::HashMap;
 
+use super::Lazy;
 use super::dtype::ElementType;
 use super::refusal::{Cause, Refusal, shown};
 use super::strided::{View, check_lazy, check_view};
 use super::wrapper::{NO_DATA, Wrapper, wrapper};
-use super::{Lazy, Storage};
 use crate::pickle::{Call, CallKind, Object, ObjectId, PersistentId, Pickle};
 
 /// How many wrappers may stand around one tensor: a parameter of a subclass of
@@ -38,7 +38,8 @@ pub trait Storages {
 pub struct StorageRef {
     /// Which one, for [`super::Tensor::storage`].
     pub index: u32,
-    pub span: Storage,
+    /// Bytes.
+    pub len: u64,
     /// Its numbers are big-endian.
     pub swap: bool,
 }
@@ -372,7 +373,7 @@ impl<'p, S: Storages> Torch<'p, S> {
             &shape,
             &strides,
             element.size(),
-            storage.storage.span.len,
+            storage.storage.len,
         )?;
         Ok(View {
             dtype,

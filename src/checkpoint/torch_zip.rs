@@ -72,6 +72,7 @@ pub fn read(source: &Source) -> Result<Checkpoint> {
         tensors: contents.tensors,
         others: contents.others,
         storages: torch.into_storages().storages,
+        notes: Vec::new(),
     })
 }
 
@@ -158,7 +159,8 @@ struct Records<'a> {
 #[derive(Clone, Copy)]
 struct Record {
     index: u32,
-    span: Storage,
+    /// Bytes.
+    len: u64,
     /// Bytes of its numbers, by the type it was first asked for with.
     number: u64,
 }
@@ -174,7 +176,7 @@ impl Storages for Records<'_> {
             Some(record) => *record,
             None => self.add(key, element)?,
         };
-        let len = record.span.len;
+        let len = record.len;
         if elements.checked_mul(element.size()) != Some(len) {
             return Err(Refusal::new(
                 Cause::Malformed,
@@ -197,7 +199,7 @@ impl Storages for Records<'_> {
         }
         Ok(StorageRef {
             index: record.index,
-            span: record.span,
+            len,
             swap: self.swap,
         })
     }
@@ -218,13 +220,10 @@ impl Records<'_> {
         let record = Record {
             index: u32::try_from(self.storages.len())
                 .map_err(|_| Refusal::new(Cause::TooLarge, "it has too many storages"))?,
-            span: Storage {
-                offset: entry.data,
-                len: entry.size,
-            },
+            len: entry.size,
             number: element.number_size(),
         };
-        self.storages.push(record.span);
+        self.storages.push(Storage::in_file(entry.data, entry.size));
         self.by_key.insert(key.to_string(), record);
         Ok(record)
     }

@@ -1,17 +1,21 @@
 //! Tensors whose elements do not lie row by row in the source: any block of
 //! their row-major form, put together in bounded memory.
 
-use crate::checkpoint::{Lazy, Numeric, Storage, Tensor, numeric};
+use std::sync::Arc;
+
+use super::stored::Stored;
+use crate::checkpoint::{Lazy, Numeric, Tensor, numeric};
 use crate::source::{Result, Source};
 use safetensors::Dtype;
 
 /// A run of elements with gaps is read in one piece up to this many bytes.
 const SPAN: u64 = 256 << 10;
 
-/// A strided view of a span of the source.
+/// A strided view of a storage.
 #[derive(Clone, Debug)]
 pub struct Strided {
-    /// Bytes from the start of the file to the first element.
+    storage: Arc<Stored>,
+    /// Bytes from the start of the storage to the first element.
     start: u64,
     /// Bytes of one element.
     element: u64,
@@ -32,8 +36,8 @@ struct Axis {
 }
 
 impl Strided {
-    /// The view of `tensor` in the file that `storage` is a part of.
-    pub fn new(tensor: &Tensor, storage: Storage) -> Strided {
+    /// The view that `tensor` is of `storage`.
+    pub fn new(tensor: &Tensor, storage: Arc<Stored>) -> Strided {
         let mut axes: Vec<Axis> = Vec::with_capacity(tensor.shape.len());
         for (&size, &stride) in tensor.shape.iter().zip(&tensor.strides) {
             if size == 1 {
@@ -48,7 +52,8 @@ impl Strided {
             }
         }
         Strided {
-            start: storage.offset + tensor.offset,
+            storage,
+            start: tensor.offset,
             element: tensor.element_size(),
             axes: axes.into(),
             dtype: tensor.dtype,
@@ -61,7 +66,10 @@ impl Strided {
     pub fn contiguous(&self) -> Option<u64> {
         let as_it_lies = self.lazy == Lazy::default();
         let rows = matches!(*self.axes, [] | [Axis { stride: 1, .. }]);
-        (as_it_lies && rows).then_some(self.start)
+        match *self.storage {
+            Stored::File(offset) if as_it_lies && rows => Some(offset + self.start),
+            _ => None,
+        }
     }
 
     /// Bytes of one element.
@@ -126,13 +134,11 @@ impl Strided {
                 row *= block.sizes[axis];
             }
             let out = &mut out[to as usize * element..];
-            run.read(
-                source,
-                self.start + from * self.element,
-                element,
-                out,
-                scratch,
-            )?;
+            let from = self.start + from * self.element;
+            let fetch = |buffer: &mut [u8], offset| {
+                self.storage.read_exact_at(source, buffer, from + offset)
+            };
+            run.read(fetch, element, out, scratch)?;
             if !runs.advance() {
                 return Ok(());
             }
@@ -173,10 +179,10 @@ struct Run {
 }
 
 impl Run {
+    /// Reads the run into `out`. `fetch` reads from the run's first byte on.
     fn read(
         &self,
-        source: &Source,
-        from: u64,
+        fetch: impl Fn(&mut [u8], u64) -> Result<()>,
         element: usize,
         out: &mut [u8],
         scratch: &mut Vec<u8>,
@@ -185,7 +191,7 @@ impl Run {
         let step = self.step as usize * element;
         if self.stride == 1 && self.step == 1 {
             let len = self.count as usize * element;
-            return source.read_exact_at(&mut out[..len], from);
+            return fetch(&mut out[..len], 0);
         }
         // As many elements at a time as a piece of the source may hold.
         let at_once = match SPAN.checked_div(distance) {
@@ -197,7 +203,7 @@ impl Run {
             let count = at_once.min(self.count - done);
             let span = ((count - 1) * distance) as usize + element;
             scratch.resize(span, 0);
-            source.read_exact_at(scratch, from + done * distance)?;
+            fetch(scratch, done * distance)?;
             for index in 0..count as usize {
                 let value = &scratch[index * distance as usize..][..element];
                 out[(done as usize + index) * step..][..element].copy_from_slice(value);

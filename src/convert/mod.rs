@@ -7,6 +7,7 @@ pub mod index;
 pub mod names;
 mod plan;
 mod reader;
+mod stored;
 mod tied_weights;
 mod ties;
 

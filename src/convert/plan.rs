@@ -2,10 +2,12 @@
 //! bytes come from. Costs names and numbers, never weights.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use safetensors::Dtype;
 
 use super::gather::Strided;
+use super::stored::Stored;
 use super::{header, ties};
 use crate::checkpoint::{Cause, Checkpoint, MAX_HEADER, NativeTensor, Other, Refusal, Tensor};
 
@@ -26,6 +28,8 @@ pub struct Plan {
     /// Names of exact duplicates and the tensors that stand for them, by name.
     dropped: Box<[(Box<str>, u32)]>,
     others: Box<[Other]>,
+    /// Bytes of tensors that are kept in memory.
+    held: usize,
     size: u64,
 }
 
@@ -104,6 +108,9 @@ impl Plan {
             let name = tensors[*dropped].name.as_str();
             metadata.entry(name).or_insert(&tensors[*kept].name);
         }
+        for (key, note) in &checkpoint.notes {
+            metadata.entry(key).or_insert(note);
+        }
         let header = header::write(&metadata, &fields);
         if header.len() as u64 - 8 > MAX_HEADER {
             return Err(Refusal::new(
@@ -112,6 +119,11 @@ impl Plan {
             ));
         }
 
+        let storages: Vec<Arc<Stored>> = checkpoint
+            .storages
+            .iter()
+            .map(|storage| Arc::new(Stored::new(storage)))
+            .collect();
         let mut start = header.len() as u64;
         let mut planned = Vec::with_capacity(order.len());
         // Where each kept tensor went.
@@ -126,7 +138,7 @@ impl Plan {
                 shape,
                 start,
                 len,
-                data: data_of(tensor, &checkpoint)?,
+                data: data_of(tensor, &storages)?,
             });
             start += len;
         }
@@ -143,6 +155,7 @@ impl Plan {
             tensors: planned.into(),
             dropped: dropped.into(),
             others: checkpoint.others.into(),
+            held: storages.iter().map(|storage| storage.held()).sum(),
         })
     }
 
@@ -154,9 +167,9 @@ impl Plan {
                 name: tensor.name.into(),
                 dtype: tensor.dtype,
                 shape: tensor.shape,
-                start: tensor.span.offset,
-                len: tensor.span.len,
-                data: Data::Range(tensor.span.offset),
+                start: tensor.offset,
+                len: tensor.len,
+                data: Data::Range(tensor.offset),
             })
             .collect();
         Plan {
@@ -165,6 +178,7 @@ impl Plan {
             tensors: planned.into(),
             dropped: Box::default(),
             others: Box::default(),
+            held: 0,
             size: source_size,
         }
     }
@@ -238,7 +252,11 @@ impl Plan {
             .others
             .iter()
             .map(|other| other.path.len() + other.kind.len() + other.repr.len() + 72);
-        self.header.len() + tensors.sum::<usize>() + dropped.sum::<usize>() + others.sum::<usize>()
+        self.header.len()
+            + self.held
+            + tensors.sum::<usize>()
+            + dropped.sum::<usize>()
+            + others.sum::<usize>()
     }
 }
 
@@ -248,17 +266,15 @@ fn by_name(tensors: &[Planned]) -> Box<[u32]> {
     indices
 }
 
-fn data_of(tensor: &Tensor, checkpoint: &Checkpoint) -> Result<Data, Refusal> {
-    let storage = checkpoint
-        .storages
-        .get(tensor.storage as usize)
-        .copied()
-        .ok_or_else(|| Refusal::new(Cause::Malformed, "a storage is missing"))?;
+fn data_of(tensor: &Tensor, storages: &[Arc<Stored>]) -> Result<Data, Refusal> {
     // Where a tensor without elements begins was not checked, and matters to nobody.
     if tensor.shape.contains(&0) {
-        return Ok(Data::Range(storage.offset));
+        return Ok(Data::Range(0));
     }
-    let view = Strided::new(tensor, storage);
+    let storage = storages
+        .get(tensor.storage as usize)
+        .ok_or_else(|| Refusal::new(Cause::Malformed, "a storage is missing"))?;
+    let view = Strided::new(tensor, storage.clone());
     Ok(match view.contiguous() {
         Some(start) => Data::Range(start),
         None => Data::Gathered(Box::new(view)),

@@ -1,0 +1,60 @@
+//! Where the bytes of a storage come from.
+
+use std::sync::Arc;
+
+/// A run of bytes that tensors are views of.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    pub place: Place,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// What the bytes of a storage are.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// Those of the file, from this byte on.
+    File(u64),
+    /// What decoding a stretch of the file gives.
+    Decoded(Encoded),
+    /// Made while the checkpoint was read.
+    Memory(Arc<[u8]>),
+    /// Those of several storages, one after the other.
+    Chain(Box<[Storage]>),
+}
+
+/// A stretch of the file that is not the bytes themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// Bytes from the start of the file.
+    pub offset: u64,
+    /// Bytes in the file.
+    pub len: u64,
+    pub codec: Codec,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codec {
+    /// A raw deflate stream, as in zip archives.
+    Deflate,
+    /// UTF-8 text of the letters U+0000 to U+00FF, each of which is a byte.
+    Latin1,
+}
+
+impl Storage {
+    /// `len` bytes of the file, from `offset` on.
+    pub fn in_file(offset: u64, len: u64) -> Storage {
+        Storage {
+            place: Place::File(offset),
+            len,
+        }
+    }
+
+    pub fn in_memory(bytes: impl Into<Arc<[u8]>>) -> Storage {
+        let bytes = bytes.into();
+        Storage {
+            len: bytes.len() as u64,
+            place: Place::Memory(bytes),
+        }
+    }
+}
