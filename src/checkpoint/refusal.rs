@@ -86,7 +86,8 @@ impl Refusal {
                 "Convert these tensors to a type that safetensors has before saving the file."
             }
             Cause::TooLarge => {
-                "If the file is what it should be, save contiguous copies of its tensors."
+                "If the file is what it should be, save it again with torch.save, its tensors as \
+                 contiguous copies."
             }
             Cause::NoTensors => "Nothing needs to be done unless it was meant to hold weights.",
         }

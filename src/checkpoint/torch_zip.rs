@@ -3,12 +3,15 @@
 //! torch/serialization.py).
 
 use std::collections::HashMap;
+use std::io::Read;
+
+use flate2::read::DeflateDecoder;
 
 use super::dtype::ElementType;
 use super::refusal::{Cause, Refusal, shown};
 use super::torch::{StorageRef, Storages, Torch};
-use super::zip::{Archive, Entry, Method};
-use super::{Checkpoint, Result, Storage, danger, state_dict};
+use super::zip::{Archive, Entry};
+use super::{Checkpoint, Place, Result, Storage, danger, state_dict};
 use crate::pickle::{self, Limits};
 use crate::source::Source;
 
@@ -33,7 +36,7 @@ pub fn read(source: &Source) -> Result<Checkpoint> {
     check_version(source, in_root)?;
     let swap = match in_root("byteorder") {
         None => false,
-        Some(entry) => match stored(source, entry, 16)?.as_slice() {
+        Some(entry) => match bytes(source, entry, 16)?.as_slice() {
             b"little" => false,
             b"big" => true,
             _ => {
@@ -46,7 +49,7 @@ pub fn read(source: &Source) -> Result<Checkpoint> {
     let Some(entry) = in_root("data.pkl") else {
         return Err(unsupported("there is no data.pkl in this archive").into());
     };
-    let bytes = stored(source, entry, MAX_PICKLE)?;
+    let bytes = bytes(source, entry, MAX_PICKLE)?;
     let pickle = match pickle::parse(&bytes, &Limits::default()) {
         Ok(pickle) => pickle,
         Err(error) => {
@@ -82,7 +85,7 @@ fn check_version<'a>(source: &Source, in_root: impl Fn(&str) -> Option<&'a Entry
     let Some(entry) = in_root(".data/version").or_else(|| in_root("version")) else {
         return Ok(());
     };
-    let text = stored(source, entry, 16)?;
+    let text = bytes(source, entry, 16)?;
     let number = std::str::from_utf8(text.trim_ascii()).ok();
     match number.and_then(|number| number.parse().ok()) {
         Some(1..=MAX_VERSION) => Ok(()),
@@ -117,8 +120,8 @@ fn root(archive: &Archive) -> Result<&str> {
 }
 
 /// The bytes of a small entry.
-fn stored(source: &Source, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
-    check_stored(entry)?;
+fn bytes(source: &Source, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
+    let storage = entry.storage()?;
     if entry.size > limit {
         return Err(Refusal::new(
             Cause::TooLarge,
@@ -126,20 +129,25 @@ fn stored(source: &Source, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
         )
         .into());
     }
-    Ok(source.read_at(entry.data, entry.size)?)
-}
-
-fn check_stored(entry: &Entry) -> std::result::Result<(), Refusal> {
-    let how = match entry.method {
-        Method::Stored => return Ok(()),
-        Method::Encrypted => "encrypted or patched".to_string(),
-        Method::Deflated => "compressed (deflated)".to_string(),
-        Method::Other(method) => format!("compressed by method {method}"),
+    let Place::Decoded(encoded) = storage.place else {
+        return Ok(source.read_at(entry.data, entry.size)?);
     };
-    Err(unsupported(format!(
-        "entry `{}` of the zip archive is {how}, which is not read yet",
-        shown(&entry.name)
-    )))
+    let deflated = source.read_at(encoded.offset, encoded.len)?;
+    let mut bytes = Vec::new();
+    let inflated = DeflateDecoder::new(deflated.as_slice())
+        .take(entry.size + 1)
+        .read_to_end(&mut bytes);
+    match inflated {
+        Ok(len) if len as u64 == entry.size => Ok(bytes),
+        _ => Err(Refusal::new(
+            Cause::Malformed,
+            format!(
+                "entry `{}` of the zip archive is damaged",
+                shown(&entry.name)
+            ),
+        )
+        .into()),
+    }
 }
 
 fn unsupported(what: impl Into<String>) -> Refusal {
@@ -216,14 +224,14 @@ impl Records<'_> {
                     format!("storage `{}` is missing in the zip archive", shown(key)),
                 )
             })?;
-        check_stored(entry)?;
+        let storage = entry.storage()?;
         let record = Record {
             index: u32::try_from(self.storages.len())
                 .map_err(|_| Refusal::new(Cause::TooLarge, "it has too many storages"))?,
             len: entry.size,
             number: element.number_size(),
         };
-        self.storages.push(Storage::in_file(entry.data, entry.size));
+        self.storages.push(storage);
         self.by_key.insert(key.to_string(), record);
         Ok(record)
     }

@@ -9,13 +9,18 @@
 use std::collections::HashMap;
 
 use super::refusal::{Cause, Refusal, shown};
-use super::{Error, Result};
+use super::{Codec, Encoded, Error, Place, Result, Storage};
 use crate::source::{self, Source};
 
 /// Entries are refused above this count.
 const MAX_ENTRIES: u64 = 1 << 20;
 /// A directory of more bytes is refused: torch's entries take about 70.
 const MAX_DIRECTORY: u64 = 96 << 20;
+/// All deflated entries together may be so many times as large as the archive ...
+const MAX_RATIO: u64 = 100;
+/// ... but at least this many bytes, and at most that many.
+const FREE_INFLATED: u64 = 1 << 20;
+const MAX_INFLATED: u64 = 64 << 30;
 /// The end record and the longest comment after it.
 const TAIL: u64 = 22 + 0xFFFF;
 
@@ -60,6 +65,34 @@ pub struct Entry {
     pub data: u64,
     /// Bytes, once inflated where it is compressed.
     pub size: u64,
+    /// Bytes in the archive.
+    stored_size: u64,
+}
+
+impl Entry {
+    /// The bytes of the file, where they can be had.
+    pub fn storage(&self) -> std::result::Result<Storage, Refusal> {
+        let how = match self.method {
+            Method::Stored => return Ok(Storage::in_file(self.data, self.size)),
+            Method::Deflated => {
+                let encoded = Encoded {
+                    offset: self.data,
+                    len: self.stored_size,
+                    codec: Codec::Deflate,
+                };
+                return Ok(Storage {
+                    place: Place::Decoded(encoded),
+                    len: self.size,
+                });
+            }
+            Method::Encrypted => "encrypted or patched".to_string(),
+            Method::Other(method) => format!("compressed by the unusual method {method}"),
+        };
+        Err(Refusal::new(
+            Cause::Unsupported,
+            format!("entry `{}` of the zip archive is {how}", shown(&self.name)),
+        ))
+    }
 }
 
 /// The entries of an archive, none of which shares a name or a byte with another.
@@ -93,9 +126,11 @@ impl Archive {
                 name: entry.name,
                 method: entry.method,
                 data,
+                stored_size: entry.stored_size,
                 size: entry.size,
             });
         }
+        refuse_bomb(&entries, source.size())?;
         refuse_overlaps(extents)?;
         let names = unique_names(&entries)?;
         Ok(Archive { entries, names })
@@ -409,6 +444,25 @@ impl<'a> Extra<'a> {
         let stored_size = pick(stored_size)?;
         let header = pick(header)?;
         Ok((stored_size, size, header))
+    }
+}
+
+/// Deflate turns a byte into a thousand at most. Weights never do, on the whole.
+fn refuse_bomb(entries: &[Entry], archive_size: u64) -> Result<()> {
+    let deflated = entries
+        .iter()
+        .filter(|entry| entry.method == Method::Deflated);
+    let inflated = deflated.fold(0_u64, |sum, entry| sum.saturating_add(entry.size));
+    let most = archive_size
+        .saturating_mul(MAX_RATIO)
+        .clamp(FREE_INFLATED, MAX_INFLATED);
+    match inflated <= most {
+        true => Ok(()),
+        false => Err(Refusal::new(
+            Cause::TooLarge,
+            format!("the zip archive of {archive_size} bytes inflates to {inflated}"),
+        )
+        .into()),
     }
 }
 

@@ -2,7 +2,10 @@
 //! should. What torch 2.15 makes of each was measured.
 
 use safetensors::Dtype;
+use std::io::Read;
+
 use stfs::checkpoint::Cause;
+use stfs::convert;
 
 use super::archive::{Archive, Entry};
 use super::opcodes::{floats, named};
@@ -194,8 +197,8 @@ fn refuses_64_bit_fields_at_the_end_of_the_number_range() {
 
 #[test]
 fn refuses_what_is_not_stored_as_it_is() {
-    // Compressed, encrypted, a patch, strongly encrypted, masked.
-    for (method, flags) in [(8, 0), (12, 0), (0, 1), (0, 0x20), (0, 0x40), (0, 0x2000)] {
+    // Compressed by bzip2, encrypted, a patch, strongly encrypted, masked.
+    for (method, flags) in [(12, 0), (0, 1), (0, 0x20), (0, 0x40), (0, 0x2000)] {
         for name in ["model/data.pkl", "model/data/0"] {
             let mut archive = torch();
             let entry = archive.entry(name);
@@ -204,6 +207,59 @@ fn refuses_what_is_not_stored_as_it_is() {
             refused(&archive.bytes(), Cause::Unsupported);
         }
     }
+}
+
+fn dir_with(name: &str, bytes: &[u8]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(name), bytes).unwrap();
+    dir
+}
+
+/// Makes an entry a deflated one of `size` bytes.
+fn deflate(entry: &mut Entry, size: usize) {
+    let mut deflated = Vec::new();
+    let mut encoder = flate2::read::DeflateEncoder::new(entry.data.as_slice(), Default::default());
+    encoder.read_to_end(&mut deflated).unwrap();
+    entry.size = Some(size as u32);
+    entry.method = 8;
+    entry.data = deflated;
+}
+
+#[test]
+fn reads_deflated_entries() {
+    let mut archive = torch();
+    for entry in &mut archive.entries {
+        let size = entry.data.len();
+        deflate(entry, size);
+    }
+    accepted(&archive);
+}
+
+#[test]
+fn a_damaged_deflated_entry_is_an_error_and_no_data() {
+    for size in [15, 17] {
+        let mut archive = torch();
+        let entry = archive.entry("model/data.pkl");
+        let len = entry.data.len();
+        deflate(entry, len + size - 16);
+        refused(&archive.bytes(), Cause::Malformed);
+    }
+    let mut archive = torch();
+    let entry = archive.entry("model/data/0");
+    deflate(entry, 16);
+    entry.data.truncate(4);
+    let file = dir_with("model.pt", &archive.bytes());
+    let reader = convert::open(&file.path().join("model.pt")).unwrap();
+    assert!(reader.read(0, 1 << 20).is_err());
+}
+
+#[test]
+fn refuses_a_bomb_before_anything_is_inflated() {
+    let mut archive = torch();
+    let entry = archive.entry("model/data/0");
+    entry.data = vec![0; 4 << 20];
+    deflate(entry, 4 << 20);
+    refused(&archive.bytes(), Cause::TooLarge);
 }
 
 #[test]
