@@ -10,10 +10,8 @@ mod safetensors;
 mod sniff;
 mod state_dict;
 mod storage;
-mod strided;
 mod torch;
 mod torch_zip;
-mod wrapper;
 mod zip;
 
 use crate::source::{self, Source};
@@ -105,11 +103,12 @@ pub enum Error {
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Reads the checkpoint in `source`, whose content is `content`. Costs the
+/// Reads the checkpoint in `source`, whose content is `content`: the tensors below
+/// the dotted path `root`, if one is given. Costs the
 /// pickle and the directory of the container, not the weights.
-pub fn read(source: &Source, content: Content) -> Result<Checkpoint> {
+pub fn read(source: &Source, content: Content, root: Option<&str>) -> Result<Checkpoint> {
     match content {
-        Content::TorchZip => torch_zip::read(source),
+        Content::TorchZip => torch_zip::read(source, root),
         Content::Pickle(stream) => Err(plain::refuse(source, stream)?.into()),
         Content::NotACheckpoint(intruder) => Err(intruder.refusal().into()),
         Content::Safetensors | Content::Other => {

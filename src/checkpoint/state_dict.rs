@@ -1,8 +1,17 @@
 //! Which values of a checkpoint are its tensors, and what they are called.
 //!
-//! `state_dict` at the top is unwrapped, as Hugging Face's convert.py does it.
-//! Dictionaries, lists and tuples inside are walked: names are the dotted paths,
-//! lists give indices. An optimizer's state is no weight.
+//! The same for every file, the first that applies:
+//!
+//! 1. The value at the path that was asked for (`--root`), and no other.
+//! 2. `state_dict` at the top, when it is a dictionary or a module: so does
+//!    Hugging Face's convert.py.
+//! 3. Everything.
+//!
+//! From there dictionaries, lists, tuples and modules are walked. Names are the
+//! dotted paths, lists give indices, modules name their tensors as their
+//! `state_dict()` does. A file that is one tensor has it under the name `tensor`.
+//! Optimizers' states are no weights: dictionaries with `state` and
+//! `param_groups`, and what a top-level key of [`OPTIMIZERS`] holds.
 
 use std::collections::HashSet;
 use std::iter::Enumerate;
@@ -10,9 +19,8 @@ use std::{slice, vec};
 
 use super::refusal::{Cause, Refusal, shown};
 use super::safetensors::MAX_HEADER;
-use super::strided::View;
-use super::torch::{Meaning, Storages, Torch};
-use super::{Other, Tensor};
+use super::torch::{Meaning, Note, Parts, Storages, Torch, View};
+use super::{Checkpoint, Other, Storage, Tensor};
 use crate::pickle::{Call, Object, ObjectId, Pickle};
 
 /// Values looked at before a file is taken for an attack.
@@ -27,15 +35,55 @@ const MAX_TEXT: usize = MAX_HEADER as usize;
 /// Dictionaries inside each other.
 const MAX_DEPTH: usize = 1000;
 
+/// Top-level keys that trainers keep optimizers' states under: torch's examples,
+/// Lightning, fairseq, DeepSpeed, apex.
+const OPTIMIZERS: &[&str] = &[
+    "last_optimizer_state",
+    "optim",
+    "optim_state_dict",
+    "optimizer",
+    "optimizer_state",
+    "optimizer_state_dict",
+    "optimizer_states",
+    "optimizers",
+];
+
 /// What was found.
 #[derive(Default)]
 pub struct Contents {
     pub tensors: Vec<Tensor>,
     pub others: Vec<Other>,
+    /// What tensors were before they were written in another way, by name.
+    pub notes: Vec<(String, Note)>,
 }
 
-/// Finds the tensors of the pickle in `torch`.
-pub fn read<S: Storages>(torch: &mut Torch<S>) -> Result<Contents, Refusal> {
+impl Contents {
+    /// The checkpoint with these contents, whose tensors lie in `storages`.
+    pub fn with(self, storages: Vec<Storage>) -> Checkpoint {
+        let mut notes = Vec::new();
+        if !self.notes.is_empty() {
+            let by_name: serde_json::Map<_, _> = self
+                .notes
+                .into_iter()
+                .map(|(name, note)| (name, note.json()))
+                .collect();
+            notes.push((
+                "stfs".to_string(),
+                serde_json::Value::from(by_name).to_string(),
+            ));
+        }
+        Checkpoint {
+            tensors: self.tensors,
+            storages,
+            others: self.others,
+            notes,
+        }
+    }
+}
+
+/// Finds the tensors of the pickle in `torch`, below the dotted path `root` if
+/// one is given.
+pub fn read<S: Storages>(torch: &mut Torch<S>, root: Option<&str>) -> Result<Contents, Refusal> {
     let pickle = torch.pickle();
     let mut walk = Walk {
         torch,
@@ -47,19 +95,24 @@ pub fn read<S: Storages>(torch: &mut Torch<S>) -> Result<Contents, Refusal> {
         keys: 0,
         text: 0,
     };
-    let mut root = pickle.root();
-    match walk.look(root)? {
-        Meaning::Map(entries, _) => {
-            if let Some(inner) = walk.state_dict(&entries)? {
+    let mut start = pickle.root();
+    match root {
+        Some(path) => start = walk.descend(start, path)?,
+        None => {
+            if let Meaning::Map(entries, _) = walk.look(start)?
+                && let Some(inner) = walk.state_dict(&entries)?
+            {
                 walk.beside_state_dict(&entries)?;
-                root = inner;
+                start = inner;
             }
         }
-        Meaning::Tensor(..) => walk.path.push_str("tensor"),
-        Meaning::Sequence(_) => {}
-        Meaning::Other => return Err(no_container(pickle, root)),
     }
-    walk.run(root)?;
+    match walk.look(start)? {
+        Meaning::Map(..) | Meaning::Sequence(_) => {}
+        Meaning::Tensor(..) | Meaning::Parts(_) => walk.path.push_str("tensor"),
+        Meaning::Other => return Err(no_container(pickle, start)),
+    }
+    walk.run(start)?;
     walk.finish()
 }
 
@@ -135,6 +188,10 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             if !self.step_into(&label, child, nested)? {
                 continue;
             }
+            if !nested && self.is_optimizers(&label) {
+                self.report_optimizer()?;
+                continue;
+            }
             if let Some(children) = self.visit(child)? {
                 let depth = frames.len();
                 frames.push(self.enter(child, children, depth)?);
@@ -172,10 +229,11 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 Ok(None)
             }
             Meaning::Map(entries, _) if is_optimizer(self.torch.pickle(), &entries) => {
-                self.report(
-                    "optimizer state",
-                    "left out: an optimizer's state is no weight".into(),
-                )?;
+                self.report_optimizer()?;
+                Ok(None)
+            }
+            Meaning::Parts(parts) => {
+                self.add_parts(parts)?;
                 Ok(None)
             }
             Meaning::Map(entries, attributes) => {
@@ -244,6 +302,67 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
         Ok(true)
     }
 
+    /// Adds what a tensor is said with, under its name and those made from it.
+    fn add_parts(&mut self, parts: Parts) -> Result<(), Refusal> {
+        let name = self.path.len();
+        for (suffix, view) in parts.tensors {
+            self.path.push_str(suffix);
+            self.add(view)?;
+            self.path.truncate(name);
+        }
+        self.contents.notes.push((self.path.clone(), parts.note));
+        Ok(())
+    }
+
+    fn is_optimizers(&self, label: &Label) -> bool {
+        match label {
+            Label::Key(key) => {
+                let key = self.torch.pickle().as_str(*key);
+                key.is_some_and(|key| OPTIMIZERS.contains(&key))
+            }
+            Label::Index(_) => false,
+        }
+    }
+
+    fn report_optimizer(&mut self) -> Result<(), Refusal> {
+        let what = "left out: an optimizer's state is no weight";
+        self.report("optimizer state", what.into())
+    }
+
+    /// The value at a dotted path. Keys may have dots in them themselves: the
+    /// longest that fits is taken.
+    fn descend(&mut self, start: ObjectId, path: &str) -> Result<ObjectId, Refusal> {
+        let mut at = start;
+        let mut rest = path;
+        while !rest.is_empty() {
+            let pickle = self.torch.pickle();
+            let tail = |key: &str| match rest.strip_prefix(key)? {
+                "" => Some(""),
+                tail => tail.strip_prefix('.'),
+            };
+            let found = match self.look(at)? {
+                Meaning::Map(entries, _) => entries
+                    .into_iter()
+                    .filter_map(|(key, value)| Some((value, tail(pickle.as_str(key)?)?)))
+                    .min_by_key(|(_, tail)| tail.len()),
+                Meaning::Sequence(items) => {
+                    let (index, tail) = rest.split_once('.').unwrap_or((rest, ""));
+                    let item = index.parse().ok().and_then(|index: usize| items.get(index));
+                    item.map(|item| (*item, tail))
+                }
+                _ => None,
+            };
+            let Some((value, tail)) = found else {
+                return Err(Refusal::new(
+                    Cause::NoTensors,
+                    format!("it has nothing at `{}`, which was asked for", shown(path)),
+                ));
+            };
+            (at, rest) = (value, tail);
+        }
+        Ok(at)
+    }
+
     fn add(&mut self, view: View) -> Result<(), Refusal> {
         if self.path == "__metadata__" {
             return Err(Refusal::new(
@@ -257,6 +376,9 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             return Err(too_large(
                 "it has too many tensors for one safetensors header",
             ));
+        }
+        if let Some(note) = view.note {
+            self.contents.notes.push((self.path.clone(), note));
         }
         self.contents.tensors.push(Tensor {
             name: self.path.clone(),

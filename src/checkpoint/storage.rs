@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::refusal::{Cause, Refusal};
+
 /// A run of bytes that tensors are views of.
 #[derive(Clone, Debug)]
 pub struct Storage {
@@ -56,5 +58,25 @@ impl Storage {
             len: bytes.len() as u64,
             place: Place::Memory(bytes),
         }
+    }
+}
+
+/// The storages of one checkpoint, in the order they were asked for.
+#[derive(Debug, Default)]
+pub struct Table(Vec<Storage>);
+
+impl Table {
+    /// Adds a storage and gives its index.
+    pub fn add(&mut self, storage: Storage) -> Result<u32, Refusal> {
+        let index = u32::try_from(self.0.len())
+            .map_err(|_| Refusal::new(Cause::TooLarge, "it has too many storages"))?;
+        self.0.push(storage);
+        Ok(index)
+    }
+}
+
+impl From<Table> for Vec<Storage> {
+    fn from(table: Table) -> Vec<Storage> {
+        table.0
     }
 }

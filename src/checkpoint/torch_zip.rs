@@ -9,9 +9,10 @@ use flate2::read::DeflateDecoder;
 
 use super::dtype::ElementType;
 use super::refusal::{Cause, Refusal, shown};
+use super::storage::Table;
 use super::torch::{StorageRef, Storages, Torch};
 use super::zip::{Archive, Entry};
-use super::{Checkpoint, Place, Result, Storage, danger, state_dict};
+use super::{Checkpoint, Place, Result, danger, state_dict};
 use crate::pickle::{self, Limits};
 use crate::source::Source;
 
@@ -22,8 +23,8 @@ const MAX_PICKLE: u64 = 256 << 20;
 /// `kMaxSupportedFileFormatVersion`).
 const MAX_VERSION: u32 = 10;
 
-/// Reads the checkpoint in the torch zip archive `source`.
-pub fn read(source: &Source) -> Result<Checkpoint> {
+/// Reads the checkpoint in the torch zip archive `source`, from `root_path` on.
+pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
     let archive = Archive::read(source)?;
     let root = root(&archive)?;
     let in_root = |name: &str| archive.entry(&format!("{root}/{name}"));
@@ -66,17 +67,11 @@ pub fn read(source: &Source) -> Result<Checkpoint> {
         archive: &archive,
         prefix: format!("{root}/data/"),
         swap,
-        storages: Vec::new(),
         by_key: HashMap::new(),
     };
     let mut torch = Torch::new(&pickle, records);
-    let contents = state_dict::read(&mut torch)?;
-    Ok(Checkpoint {
-        tensors: contents.tensors,
-        others: contents.others,
-        storages: torch.into_storages().storages,
-        notes: Vec::new(),
-    })
+    let contents = state_dict::read(&mut torch, root_path)?;
+    Ok(contents.with(torch.into_storages()))
 }
 
 /// Refuses a format that torch may lay out in another way one day. A missing
@@ -159,7 +154,6 @@ struct Records<'a> {
     archive: &'a Archive,
     prefix: String,
     swap: bool,
-    storages: Vec<Storage>,
     by_key: HashMap<String, Record>,
 }
 
@@ -176,13 +170,14 @@ struct Record {
 impl Storages for Records<'_> {
     fn resolve(
         &mut self,
+        table: &mut Table,
         key: &str,
         elements: u64,
         element: ElementType,
     ) -> std::result::Result<StorageRef, Refusal> {
         let record = match self.by_key.get(key) {
             Some(record) => *record,
-            None => self.add(key, element)?,
+            None => self.add(table, key, element)?,
         };
         let len = record.len;
         if elements.checked_mul(element.size()) != Some(len) {
@@ -214,7 +209,12 @@ impl Storages for Records<'_> {
 }
 
 impl Records<'_> {
-    fn add(&mut self, key: &str, element: ElementType) -> std::result::Result<Record, Refusal> {
+    fn add(
+        &mut self,
+        table: &mut Table,
+        key: &str,
+        element: ElementType,
+    ) -> std::result::Result<Record, Refusal> {
         let entry = self
             .archive
             .entry(&format!("{}{key}", self.prefix))
@@ -226,12 +226,10 @@ impl Records<'_> {
             })?;
         let storage = entry.storage()?;
         let record = Record {
-            index: u32::try_from(self.storages.len())
-                .map_err(|_| Refusal::new(Cause::TooLarge, "it has too many storages"))?,
+            index: table.add(storage)?,
             len: entry.size,
             number: element.number_size(),
         };
-        self.storages.push(storage);
         self.by_key.insert(key.to_string(), record);
         Ok(record)
     }

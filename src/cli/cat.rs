@@ -20,11 +20,15 @@ pub struct Arguments {
     pub file: PathBuf,
     /// The tensor's name, as `stfs ls` prints it
     pub tensor: String,
+    /// Take the tensors below this dotted path of the checkpoint, such as `ema`
+    #[arg(long, value_name = "KEY")]
+    pub root: Option<String>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let path = &arguments.file;
-    let reader = convert::open(path).map_err(|error| FileError::new(path, error))?;
+    let reader = convert::open_at(path, arguments.root.as_deref())
+        .map_err(|error| FileError::new(path, error))?;
     let index = reader
         .plan()
         .find(&arguments.tensor)

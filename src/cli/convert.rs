@@ -29,6 +29,9 @@ pub struct Arguments {
     /// Replace files that are there already
     #[arg(long)]
     pub force: bool,
+    /// Take the tensors below this dotted path of each checkpoint, such as `ema`
+    #[arg(long, value_name = "KEY")]
+    pub root: Option<String>,
 }
 
 /// What ends a conversion.
@@ -55,7 +58,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn file(arguments: &Arguments) -> Result<(), Failure> {
     let source = &arguments.source;
-    let reader = convert::open(source).map_err(|error| FileError::new(source, error))?;
+    let reader = convert::open_at(source, arguments.root.as_deref())
+        .map_err(|error| FileError::new(source, error))?;
     let mut dest = arguments.dest.clone();
     if dest.is_dir() {
         let name = source.file_name().unwrap_or_default().to_string_lossy();
@@ -72,6 +76,7 @@ fn file(arguments: &Arguments) -> Result<(), Failure> {
 fn directory(arguments: &Arguments) -> Result<(), Failure> {
     let options = Options {
         tensors: Tensors::Off,
+        weights: arguments.root.clone(),
         ..Options::default()
     };
     let read = |path: &Path| {

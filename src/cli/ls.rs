@@ -21,11 +21,15 @@ pub struct Arguments {
     /// Print JSON: one object with the tensors and what else is in the file
     #[arg(long)]
     pub json: bool,
+    /// Take the tensors below this dotted path of the checkpoint, such as `ema`
+    #[arg(long, value_name = "KEY")]
+    pub root: Option<String>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let path = &arguments.file;
-    let reader = convert::open(path).map_err(|error| FileError::new(path, error))?;
+    let reader = convert::open_at(path, arguments.root.as_deref())
+        .map_err(|error| FileError::new(path, error))?;
     let plan = reader.plan();
     let mut out = io::BufWriter::new(io::stdout().lock());
     let written = match arguments.json {

@@ -51,6 +51,9 @@ pub struct Arguments {
     #[arg(long, value_name = "WHICH", default_value = "show",
         value_parser = PossibleValuesParser::new(["show", "hide", "off"]).try_map(|text| options::tensors(&text)))]
     tensors: Tensors,
+    /// Take the tensors below this dotted path of each checkpoint, such as `ema`
+    #[arg(long, value_name = "KEY")]
+    root: Option<String>,
     /// Requests answered at once [default: one per core, from 4 to 16]
     #[arg(long, value_name = "N", value_parser = options::threads)]
     threads: Option<usize>,
@@ -84,6 +87,7 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
             tensors: arguments.tensors,
             show_pickles: arguments.show_pickles,
             links_inside_only: false,
+            weights: arguments.root,
         },
         access: match (arguments.allow_other, arguments.allow_root) {
             (true, _) => Access::Everyone,

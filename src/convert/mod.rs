@@ -42,13 +42,23 @@ impl From<checkpoint::Error> for Error {
 
 /// Plans the conversion of the checkpoint in `source`, or the reading of a
 /// native safetensors file. `architecture` is the class of model that the file
-/// belongs to; it decides which name a tied tensor keeps.
-pub fn plan(source: &Source, content: Content, architecture: Option<&str>) -> Result<Plan, Error> {
+/// belongs to; it decides which name a tied tensor keeps. `root` is the dotted
+/// path of the value whose tensors are wanted, if not the one that the rule finds.
+pub fn plan(
+    source: &Source,
+    content: Content,
+    architecture: Option<&str>,
+    root: Option<&str>,
+) -> Result<Plan, Error> {
     let plan = match content {
         Content::Safetensors => Plan::native(checkpoint::native(source)?, source.size()),
         _ => {
             let tied = architecture.and_then(tied_weights::tied);
-            Plan::new(checkpoint::read(source, content)?, source.size(), tied)?
+            Plan::new(
+                checkpoint::read(source, content, root)?,
+                source.size(),
+                tied,
+            )?
         }
     };
     // A file that changed while it was read may fit together by chance.
@@ -62,10 +72,15 @@ pub fn plan(source: &Source, content: Content, architecture: Option<&str>) -> Re
 /// # Errors
 /// [`Error::Refused`] also for a file that is neither.
 pub fn open(path: &Path) -> Result<Reader, Error> {
+    open_at(path, None)
+}
+
+/// As [`open`], below the dotted path `root` of a checkpoint.
+pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
     let source = Source::open(path).map_err(source::Error::Io)?;
     let content = sniff(&source, promise(path))?;
     let architecture = architecture(path);
-    let plan = plan(&source, content, architecture.as_deref())?;
+    let plan = plan(&source, content, architecture.as_deref(), root)?;
     Ok(Reader::new(source, Arc::new(plan)))
 }
 

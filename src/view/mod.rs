@@ -57,6 +57,9 @@ pub struct Options {
     pub show_pickles: bool,
     /// Follow only symbolic links that stay inside the source.
     pub links_inside_only: bool,
+    /// Dotted path to the weights in each checkpoint, if not where the rule of
+    /// the checkpoint layer finds them.
+    pub weights: Option<String>,
 }
 
 /// Why an operation on the tree failed.
@@ -115,7 +118,7 @@ impl View {
         let root = source.canonicalize()?;
         std::fs::read_dir(&root)?;
         Ok(View {
-            sources: Sources::new(root, options.links_inside_only),
+            sources: Sources::new(root, &options),
             options,
             scans: Recent::new(SCANS),
             merged: Recent::new(MERGED),

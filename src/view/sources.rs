@@ -9,6 +9,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::Options;
 use super::node::{Attr, Origin};
 use crate::cache::{Key, Outcome, Plans, Recent};
 use crate::checkpoint::{self, Cause, Content, Promise, Refusal, sniff};
@@ -30,6 +31,8 @@ const MAX_INDEX: u64 = 16 << 20;
 pub(super) struct Sources {
     root: PathBuf,
     links_inside_only: bool,
+    /// Where in each checkpoint the weights are, if not where the rule finds them.
+    weights: Option<String>,
     plans: Plans,
     contents: Recent<(Identity, Promise), Content>,
     /// Bytes of converted files. They outlive the plans: a listing needs no more.
@@ -51,10 +54,11 @@ pub(super) enum Found {
 
 impl Sources {
     /// `root` is canonical.
-    pub fn new(root: PathBuf, links_inside_only: bool) -> Sources {
+    pub fn new(root: PathBuf, options: &Options) -> Sources {
         Sources {
             root,
-            links_inside_only,
+            links_inside_only: options.links_inside_only,
+            weights: options.weights.clone(),
             plans: Plans::new(PLANS),
             contents: Recent::new(FILES),
             sizes: Recent::new(FILES),
@@ -237,7 +241,12 @@ impl Sources {
             if *source.identity() != key.identity {
                 return Err(source::Error::Changed.into());
             }
-            convert::plan(&source, content, key.architecture.as_deref())
+            convert::plan(
+                &source,
+                content,
+                key.architecture.as_deref(),
+                self.weights.as_deref(),
+            )
         })
     }
 }

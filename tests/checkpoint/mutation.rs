@@ -41,7 +41,7 @@ fn checkpoint(bytes: &[u8]) -> Option<Checkpoint> {
     fs::write(&path, bytes).unwrap();
     let source = Source::open(&path).unwrap();
     let content = sniff(&source, Promise::Checkpoint).unwrap();
-    match checkpoint::read(&source, content) {
+    match checkpoint::read(&source, content, None) {
         Ok(checkpoint) => Some(checkpoint),
         Err(Error::Refused(refusal)) => {
             assert!(refusal.to_string().len() < 2000);

@@ -176,7 +176,7 @@ fn options_shape_the_tree() {
         let options = Options {
             tensors,
             show_pickles,
-            links_inside_only: false,
+            ..Options::default()
         };
         View::new(root, options).unwrap()
     };

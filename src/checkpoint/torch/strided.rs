@@ -2,9 +2,10 @@
 
 use safetensors::Dtype;
 
-use super::Lazy;
-use super::dtype::{Numeric, numeric};
-use super::refusal::{Cause, Refusal};
+use super::composed::Note;
+use crate::checkpoint::Lazy;
+use crate::checkpoint::dtype::ElementType;
+use crate::checkpoint::refusal::{Cause, Refusal};
 
 /// A tensor before it has a name.
 #[derive(Clone, Debug)]
@@ -15,6 +16,8 @@ pub struct View {
     pub storage: u32,
     pub offset: u64,
     pub lazy: Lazy,
+    /// What it was before it was written like this.
+    pub note: Option<Note>,
 }
 
 /// Checks that all elements lie inside a storage of `len` bytes, and gives the
@@ -63,12 +66,17 @@ pub fn check_view(
 
 /// torch sets the negative bit on real and complex views, the conjugate bit on
 /// complex ones.
-pub fn check_lazy(dtype: Dtype, lazy: Lazy) -> Result<(), Refusal> {
-    let negatable = matches!(
-        dtype,
-        Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64 | Dtype::C64
-    );
-    if (lazy.negate && !negatable) || (lazy.conjugate && numeric(dtype) != Numeric::Complex) {
+pub fn check_lazy(element: ElementType, lazy: Lazy) -> Result<(), Refusal> {
+    let (negatable, complex) = match element {
+        ElementType::Plain(Dtype::C64) => (true, true),
+        ElementType::Plain(Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64) => (true, false),
+        ElementType::Plain(_) => (false, false),
+        ElementType::Foreign(foreign) => {
+            let complex = foreign.name == "complex128";
+            (complex, complex)
+        }
+    };
+    if (lazy.negate && !negatable) || (lazy.conjugate && !complex) {
         return Err(malformed(
             "its negative or conjugate bit does not go with its type",
         ));

@@ -21,11 +21,18 @@ pub enum Wrapper {
     ParameterClass,
     /// `(tensor, dtype, device, requires_grad)`
     FromCpu,
+    /// `(storage, offset, size, stride, quantizer, requires_grad, hooks)`
+    Quantized,
+    /// `(layout, parts)`
+    Sparse,
     /// A tensor that is not read.
     Unsupported(&'static str),
     /// No tensor.
     None,
 }
+
+/// Makes a tensor without data of its own; its parts are among its attributes.
+pub const WRAPPER_SUBCLASS: (&str, &str) = ("torch._utils", "_rebuild_wrapper_subclass");
 
 /// Why a tensor on the meta device is refused.
 pub const NO_DATA: &str = "it is on the meta device, so it has no data";
@@ -44,12 +51,12 @@ pub fn wrapper(module: &str, name: &str) -> Wrapper {
         }
         ("torch.nn.parameter", "Parameter" | "Buffer")
         | ("torch.autograd.variable", "Variable") => Wrapper::ParameterClass,
-        ("torch._utils", "_rebuild_qtensor") => Wrapper::Unsupported("it is quantized"),
+        ("torch._utils", "_rebuild_qtensor") => Wrapper::Quantized,
         ("torch._utils", "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor") => {
-            Wrapper::Unsupported("it is sparse")
+            Wrapper::Sparse
         }
         ("torch._utils", "_rebuild_meta_tensor_no_storage") => Wrapper::Unsupported(NO_DATA),
-        ("torch._utils", "_rebuild_wrapper_subclass") => {
+        WRAPPER_SUBCLASS => {
             Wrapper::Unsupported("it is of a tensor subclass without data of its own")
         }
         (
