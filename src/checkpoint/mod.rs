@@ -4,12 +4,15 @@
 
 mod danger;
 mod dtype;
+mod legacy;
+mod legacy_tar;
 mod plain;
 mod refusal;
 mod safetensors;
 mod sniff;
 mod state_dict;
 mod storage;
+mod stream;
 mod torch;
 mod torch_zip;
 mod zip;
@@ -109,6 +112,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub fn read(source: &Source, content: Content, root: Option<&str>) -> Result<Checkpoint> {
     match content {
         Content::TorchZip => torch_zip::read(source, root),
+        Content::Pickle(Stream::Legacy) => legacy::read(source, root),
+        Content::Pickle(Stream::Tar) => legacy_tar::read(source, root),
         Content::Pickle(stream) => Err(plain::refuse(source, stream)?.into()),
         Content::NotACheckpoint(intruder) => Err(intruder.refusal().into()),
         Content::Safetensors | Content::Other => {

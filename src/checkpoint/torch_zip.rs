@@ -10,7 +10,7 @@ use flate2::read::DeflateDecoder;
 use super::dtype::ElementType;
 use super::refusal::{Cause, Refusal, shown};
 use super::storage::Table;
-use super::torch::{StorageRef, Storages, Torch};
+use super::torch::{SavedStorage, StorageRef, Storages, Torch};
 use super::zip::{Archive, Entry};
 use super::{Checkpoint, Place, Result, danger, state_dict};
 use crate::pickle::{self, Limits};
@@ -168,13 +168,14 @@ struct Record {
 }
 
 impl Storages for Records<'_> {
+    const PARTS: usize = 5;
+
     fn resolve(
         &mut self,
         table: &mut Table,
-        key: &str,
-        elements: u64,
-        element: ElementType,
+        saved: &SavedStorage,
     ) -> std::result::Result<StorageRef, Refusal> {
+        let (key, element, elements) = (saved.key, saved.element, saved.elements);
         let record = match self.by_key.get(key) {
             Some(record) => *record,
             None => self.add(table, key, element)?,
@@ -202,6 +203,7 @@ impl Storages for Records<'_> {
         }
         Ok(StorageRef {
             index: record.index,
+            start: 0,
             len,
             swap: self.swap,
         })

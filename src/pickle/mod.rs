@@ -89,6 +89,11 @@ impl<'a> Pickle<'a> {
         &self.objects[id.index()]
     }
 
+    /// Every object, in the order they were made.
+    pub fn ids(&self) -> impl Iterator<Item = ObjectId> {
+        (0..self.objects.len()).filter_map(ObjectId::from_index)
+    }
+
     /// Bytes read, STOP included: the offset of what follows.
     pub fn end(&self) -> usize {
         self.end

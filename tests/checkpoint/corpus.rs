@@ -24,6 +24,15 @@ const REFUSED: &[(&str, Cause)] = &[
     ("zipdiff/62_dup4_k1_k2_k3_w.pt", Cause::Ambiguous),
     ("zipdiff/64_case_dup_lower_k1_upper_k2.pt", Cause::Ambiguous),
     ("zipdiff/65_case_dup_upper_k2_first.pt", Cause::Ambiguous),
+    // TorchScript is not read yet.
+    ("tch-rs/tests/foo.pt", Cause::Unsupported),
+    ("tch-rs/tests/foo1.pt", Cause::Unsupported),
+    ("tch-rs/tests/foo2.pt", Cause::Unsupported),
+    ("tch-rs/tests/foo3.pt", Cause::Unsupported),
+    ("tch-rs/tests/foo4.pt", Cause::Unsupported),
+    ("tch-rs/tests/foo5.pt", Cause::Unsupported),
+    ("tch-rs/tests/foo6.pt", Cause::Unsupported),
+    ("tch-rs/tests/foo7.pt", Cause::Unsupported),
 ];
 
 /// Pickles of the scanners' tests that import nothing dangerous by its name.
@@ -60,9 +69,15 @@ fn manifest(corpus: &Path) -> Vec<(String, String)> {
         .collect()
 }
 
+/// What the first loader of torch that reads the file makes of it: the safe one,
+/// `torch.jit.load`, the one that runs pickles. None when no loader was asked.
 fn expected(corpus: &Path, path: &str) -> Option<Value> {
-    let text = fs::read(corpus.join("expected").join(format!("{path}.json"))).ok()?;
-    Some(serde_json::from_slice(&text).unwrap())
+    let results = ["", ".jit", ".full"].into_iter().filter_map(|kind| {
+        let file = corpus.join("expected").join(format!("{path}{kind}.json"));
+        let result: Value = serde_json::from_slice(&fs::read(file).ok()?).unwrap();
+        Some(result)
+    });
+    results.min_by_key(|result| result["ok"] != true)
 }
 
 fn dtype(torch: &str) -> Dtype {
@@ -121,16 +136,16 @@ fn read_tensors(path: &Path, names: &[String]) -> Result<Tensors, Error> {
 }
 
 #[test]
-fn torch_archives_have_the_tensors_that_torch_reads() {
+fn checkpoints_have_the_tensors_that_torch_reads() {
     let Some(corpus) = corpus() else { return };
     let (mut read, mut listed) = (0, 0);
     for (path, kind) in manifest(&corpus) {
-        let archive = ["torch zip", "TorchScript zip", "container oddity"];
-        if !archive.iter().any(|archive| kind.starts_with(archive)) {
-            continue;
-        }
         let file = corpus.join(&path);
-        let expected = expected(&corpus, &path).unwrap();
+        // Files that are no checkpoints by their names are shown as they are.
+        let other = ["zip,", "7z"].iter().any(|other| kind.starts_with(other));
+        let Some(expected) = expected(&corpus, &path).filter(|_| !other) else {
+            continue;
+        };
         let refused = REFUSED.iter().find(|(refused, _)| *refused == path);
         let result = convert::open(&file);
         match (expected["ok"].as_bool().unwrap(), refused) {
@@ -157,7 +172,7 @@ fn torch_archives_have_the_tensors_that_torch_reads() {
             _ => panic!("{path} is listed, but torch says otherwise"),
         }
     }
-    assert!(read >= 40, "{read} files");
+    assert!(read >= 49, "{read} files");
     assert_eq!(listed, REFUSED.len());
 }
 
@@ -174,7 +189,6 @@ fn every_file_is_something_else_or_read_or_refused_in_words() {
             "npy" | "npz," | "7z" => assert_eq!(content, Content::Other, "{path}"),
             "raw:" | "tar" | "genuine" => {
                 assert!(matches!(content, Content::Pickle(_)), "{path}: {content:?}");
-                assert!(matches!(result, Err(Error::Refused(_))), "{path}");
             }
             _ => {}
         }

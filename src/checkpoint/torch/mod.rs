@@ -5,6 +5,7 @@
 mod composed;
 mod containers;
 mod rebuild;
+mod saved;
 mod strided;
 mod tensor;
 mod wrapper;
@@ -14,23 +15,27 @@ use std::collections::HashMap;
 use super::dtype::ElementType;
 use super::refusal::{Cause, Refusal};
 use super::storage::{Storage, Table};
-use crate::pickle::{Object, ObjectId, Pickle};
+use crate::pickle::{Object, ObjectId, PersistentId, Pickle};
 
 pub use composed::{Note, Parts};
-pub use strided::View;
+pub use saved::{SavedStorage, saved_storage};
+pub use strided::{Dense, View};
 
 /// The storages of a container, found by the key in a persistent id.
 pub trait Storages {
-    /// The bytes behind `key`, which the pickle says hold `elements` elements of
-    /// `element`; they are added to `table`. An error unless the container holds
-    /// exactly those bytes.
-    fn resolve(
-        &mut self,
-        table: &mut Table,
-        key: &str,
-        elements: u64,
-        element: ElementType,
-    ) -> Result<StorageRef, Refusal>;
+    /// How many parts the persistent id of a storage has.
+    const PARTS: usize;
+
+    /// The bytes of a storage that the pickle refers to; they are added to
+    /// `table`. An error unless the container holds exactly those bytes.
+    fn resolve(&mut self, table: &mut Table, saved: &SavedStorage) -> Result<StorageRef, Refusal>;
+
+    /// The tensor that a persistent id names by itself, in containers where one
+    /// does.
+    fn tensor(&mut self, table: &mut Table, id: i64) -> Result<Option<View>, Refusal> {
+        let _ = (table, id);
+        Ok(None)
+    }
 }
 
 /// A storage that was resolved.
@@ -38,6 +43,8 @@ pub trait Storages {
 pub struct StorageRef {
     /// Which one, for [`super::Tensor::storage`].
     pub index: u32,
+    /// Bytes from the start of that one.
+    pub start: u64,
     /// Bytes.
     pub len: u64,
     /// Its numbers are big-endian.
@@ -106,8 +113,29 @@ impl<'p, S: Storages> Torch<'p, S> {
                     None => self.tensor(call)?,
                 },
             },
+            Object::Persistent(persistent) => match self.persistent_tensor(persistent)? {
+                Some(view) => Meaning::Tensor(view, Vec::new()),
+                None => Meaning::Other,
+            },
             _ => Meaning::Other,
         })
+    }
+
+    /// The tensor that a persistent id names by itself.
+    fn persistent_tensor(&mut self, id: &PersistentId) -> Result<Option<View>, Refusal> {
+        let number = match id {
+            PersistentId::Text(text) => text.parse().ok(),
+            // A number, or its decimal digits.
+            PersistentId::Object(id) if self.text_len(*id) < 20 => {
+                let text = self.pickle.as_str(*id);
+                self.pickle.as_int(*id).or_else(|| text?.parse().ok())
+            }
+            PersistentId::Object(_) => None,
+        };
+        match number {
+            Some(number) => self.storages.tensor(&mut self.table, number),
+            None => Ok(None),
+        }
     }
 
     /// What [`Torch::meaning`] costs: the values that the object `id` is written

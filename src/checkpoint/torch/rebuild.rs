@@ -2,14 +2,13 @@
 
 use safetensors::Dtype;
 
-use super::composed::Note;
-use super::strided::{check_lazy, check_view};
-use super::wrapper::NO_DATA;
+use super::saved::saved_storage;
+use super::strided::{Dense, inexpressible};
 use super::{Storages, Torch, TypedStorage, View, malformed, unsupported};
 use crate::checkpoint::Lazy;
 use crate::checkpoint::dtype::{ElementType, Foreign};
-use crate::checkpoint::refusal::{Cause, Refusal, shown};
-use crate::pickle::{Object, ObjectId, PersistentId};
+use crate::checkpoint::refusal::{Cause, Refusal};
+use crate::pickle::{Object, ObjectId};
 
 /// What the elements of a storage are read as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +25,6 @@ pub enum Reading {
 /// share one tuple of sizes, so that without a bound a small file could ask for
 /// any amount of memory.
 const MAX_RANK: usize = 64;
-/// Bytes of a storage's key, which torch makes of digits.
-const MAX_KEY: usize = 1024;
-
 impl<S: Storages> Torch<'_, S> {
     /// `(storage, offset, size, stride, ...)`, in elements of the storage's type,
     /// or of `dtype`, which then stands before the metadata (torch/_utils.py,
@@ -54,57 +50,24 @@ impl<S: Storages> Torch<'_, S> {
             }
             lazy.swap = element.number_size() > 1;
         }
-        let integers = reading == Reading::Integers;
-        let (dtype, note) = match element {
-            ElementType::Plain(dtype) if !integers => (dtype, None),
-            ElementType::Foreign(Foreign {
-                name: "complex128", ..
-            }) => (Dtype::F64, Some(Note::Complex128)),
-            ElementType::Foreign(Foreign { name: "qint8", .. }) if integers => (Dtype::I8, None),
-            ElementType::Foreign(Foreign { name: "quint8", .. }) if integers => (Dtype::U8, None),
-            ElementType::Foreign(Foreign { name: "qint32", .. }) if integers => (Dtype::I32, None),
-            ElementType::Plain(_) => return Err(malformed("its storage is not quantized")),
-            ElementType::Foreign(foreign) => {
-                return Err(Refusal::new(
-                    Cause::Inexpressible,
-                    format!(
-                        "its type is {}, for which safetensors has no name",
-                        foreign.name
-                    ),
-                ));
-            }
+        let element = match reading {
+            Reading::Integers => integers(element)?,
+            Reading::Dense | Reading::Typed(_) => element,
         };
-        check_lazy(element, lazy)?;
         let offset = self
             .pickle
             .as_int(*offset)
             .and_then(|offset| u64::try_from(offset).ok())
             .ok_or_else(|| malformed("its offset into the storage is not a number from 0"))?;
-        let mut shape = self.dimensions(*size, "sizes")?;
-        let mut strides = self.dimensions(*stride, "strides")?;
-        let offset = check_view(
+        let dense = Dense {
+            storage: storage.storage,
+            element,
             offset,
-            &shape,
-            &strides,
-            element.size(),
-            storage.storage.len,
-        )?;
-        if note == Some(Note::Complex128) {
-            // Each element is two numbers; no stride that matters is out of bounds.
-            strides
-                .iter_mut()
-                .for_each(|stride| *stride = stride.saturating_mul(2));
-            (shape, strides) = (with(shape, 2), with(strides, 1));
-        }
-        Ok(View {
-            dtype,
-            note,
-            shape,
-            strides,
-            storage: storage.storage.index,
-            offset,
+            sizes: self.dimensions(*size, "sizes")?,
+            strides: self.dimensions(*stride, "strides")?,
             lazy,
-        })
+        };
+        dense.view()
     }
 
     /// As [`Torch::rebuild`], of bytes with a dtype as seventh argument.
@@ -174,46 +137,17 @@ impl<S: Storages> Torch<'_, S> {
             .ok_or_else(|| malformed(format!("one of its {what} is not a number from 0")))
     }
 
-    /// The storage behind a persistent id
-    /// `("storage", class, key, location, elements)`.
+    /// The storage behind a persistent id.
     pub(super) fn storage(&mut self, id: ObjectId) -> Result<TypedStorage, Refusal> {
         if let Some(storage) = self.resolved.get(&id) {
             return Ok(*storage);
         }
-        let Object::Persistent(PersistentId::Object(tuple)) = self.pickle.get(id) else {
-            return Err(malformed(
-                "a tensor is rebuilt from something that is no storage",
-            ));
-        };
-        let Some([kind, class, key, location, elements]) = self.pickle.as_tuple(*tuple) else {
-            return Err(malformed("a persistent id is no storage"));
-        };
-        if !self.is_text(*kind, "storage") {
-            return Err(malformed("a persistent id is no storage"));
-        }
-        if self.is_text(*location, "meta") {
-            return Err(unsupported(NO_DATA));
-        }
-        let Some((_module, class)) = self.pickle.global(*class) else {
-            return Err(malformed("the class of a storage is no class"));
-        };
-        let element = ElementType::of_storage_class(class).ok_or_else(|| {
-            unsupported(format!("a storage of the unknown class `{}`", shown(class)))
-        })?;
-        let key = Some(*key)
-            .filter(|key| self.text_len(*key) <= MAX_KEY)
-            .and_then(|key| self.pickle.as_str(key))
-            .ok_or_else(|| malformed("a storage's key is no short text"))?;
-        let elements = self
-            .pickle
-            .as_int(*elements)
-            .and_then(|elements| u64::try_from(elements).ok())
-            .ok_or_else(|| malformed("a storage's size is not a number from 0"))?;
+        let saved = saved_storage(self.pickle, id, S::PARTS)?;
+        let saved =
+            saved.ok_or_else(|| malformed("it is rebuilt from something that is no storage"))?;
         let storage = TypedStorage {
-            storage: self
-                .storages
-                .resolve(&mut self.table, key, elements, element)?,
-            element,
+            storage: self.storages.resolve(&mut self.table, &saved)?,
+            element: saved.element,
         };
         self.resolved.insert(id, storage);
         Ok(storage)
@@ -225,9 +159,15 @@ impl<S: Storages> Torch<'_, S> {
     }
 }
 
-/// One more dimension, the innermost.
-fn with(dimensions: Box<[u64]>, last: u64) -> Box<[u64]> {
-    let mut dimensions = dimensions.into_vec();
-    dimensions.push(last);
-    dimensions.into()
+/// The integers behind a quantized type.
+fn integers(element: ElementType) -> Result<ElementType, Refusal> {
+    match element {
+        ElementType::Foreign(Foreign { name, .. }) => match name {
+            "qint8" => Ok(ElementType::Plain(Dtype::I8)),
+            "quint8" => Ok(ElementType::Plain(Dtype::U8)),
+            "qint32" => Ok(ElementType::Plain(Dtype::I32)),
+            _ => Err(inexpressible(name)),
+        },
+        ElementType::Plain(_) => Err(malformed("its storage is not quantized")),
+    }
 }

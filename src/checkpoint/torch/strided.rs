@@ -2,9 +2,10 @@
 
 use safetensors::Dtype;
 
+use super::StorageRef;
 use super::composed::Note;
 use crate::checkpoint::Lazy;
-use crate::checkpoint::dtype::ElementType;
+use crate::checkpoint::dtype::{ElementType, Foreign};
 use crate::checkpoint::refusal::{Cause, Refusal};
 
 /// A tensor before it has a name.
@@ -20,9 +21,66 @@ pub struct View {
     pub note: Option<Note>,
 }
 
+/// A view that has not been checked yet.
+pub struct Dense {
+    pub storage: StorageRef,
+    pub element: ElementType,
+    /// Elements from the start of the storage.
+    pub offset: u64,
+    /// Elements.
+    pub sizes: Box<[u64]>,
+    /// Elements.
+    pub strides: Box<[u64]>,
+    pub lazy: Lazy,
+}
+
+impl Dense {
+    /// The view, in a type that safetensors has.
+    pub fn view(self) -> Result<View, Refusal> {
+        check_lazy(self.element, self.lazy)?;
+        let offset = check_view(
+            self.offset,
+            &self.sizes,
+            &self.strides,
+            self.element.size(),
+            self.storage.len,
+        )?;
+        let view = |dtype, shape, strides, note| View {
+            dtype,
+            shape,
+            strides,
+            storage: self.storage.index,
+            offset: self.storage.start + offset,
+            lazy: self.lazy,
+            note,
+        };
+        match self.element {
+            ElementType::Plain(dtype) => Ok(view(dtype, self.sizes, self.strides, None)),
+            ElementType::Foreign(Foreign {
+                name: "complex128", ..
+            }) => {
+                // Each element is two numbers; no stride that matters is out of bounds.
+                let strides = self.strides.iter().map(|stride| stride.saturating_mul(2));
+                let strides = strides.chain([1]).collect();
+                let shape = self.sizes.iter().copied().chain([2]).collect();
+                Ok(view(Dtype::F64, shape, strides, Some(Note::Complex128)))
+            }
+            ElementType::Foreign(foreign) => Err(inexpressible(foreign.name)),
+        }
+    }
+}
+
+/// Why a type that only torch has is refused.
+pub fn inexpressible(name: &str) -> Refusal {
+    Refusal::new(
+        Cause::Inexpressible,
+        format!("its type is {name}, for which safetensors has no name"),
+    )
+}
+
 /// Checks that all elements lie inside a storage of `len` bytes, and gives the
 /// offset in bytes.
-pub fn check_view(
+fn check_view(
     offset: u64,
     shape: &[u64],
     strides: &[u64],
@@ -66,7 +124,7 @@ pub fn check_view(
 
 /// torch sets the negative bit on real and complex views, the conjugate bit on
 /// complex ones.
-pub fn check_lazy(element: ElementType, lazy: Lazy) -> Result<(), Refusal> {
+fn check_lazy(element: ElementType, lazy: Lazy) -> Result<(), Refusal> {
     let (negatable, complex) = match element {
         ElementType::Plain(Dtype::C64) => (true, true),
         ElementType::Plain(Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64) => (true, false),

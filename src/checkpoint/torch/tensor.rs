@@ -112,9 +112,16 @@ impl<'p, S: Storages> Torch<'p, S> {
                     _ => return Err(too_few()),
                 },
             };
-            let inner = inner.map(|inner| pickle.get(*inner));
-            let Some(Object::Call(inner)) = inner else {
-                return Err(malformed(format!("`{name}` wraps no tensor")));
+            let inner = match inner.map(|inner| pickle.get(*inner)) {
+                Some(Object::Call(inner)) => inner,
+                Some(Object::Persistent(id)) => {
+                    if let Some(view) = self.persistent_tensor(id)? {
+                        keep_promise(&view, &promised)?;
+                        return Ok(Meaning::Tensor(view, attributes));
+                    }
+                    return Err(malformed(format!("`{name}` wraps no tensor")));
+                }
+                _ => return Err(malformed(format!("`{name}` wraps no tensor"))),
             };
             call = inner;
             callable = inner.callable;
