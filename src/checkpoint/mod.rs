@@ -34,6 +34,8 @@ pub struct Checkpoint {
     pub storages: Vec<Storage>,
     /// Values that are no tensors.
     pub others: Vec<Other>,
+    /// How many more of them there are.
+    pub unlisted: u64,
     /// Entries for the metadata of the converted file: what it takes to undo what
     /// safetensors could not say as it was.
     pub notes: Vec<(String, String)>,

@@ -23,12 +23,15 @@ use super::torch::{Meaning, Note, Parts, Storages, Torch, View};
 use super::{Checkpoint, Other, Storage, Tensor};
 use crate::pickle::{Call, Object, ObjectId, Pickle};
 
-/// Values looked at before a file is taken for an attack.
-const MAX_VISITS: usize = 10_000_000;
+/// Looks at the values of a file before it is taken for an attack: so many for
+/// each of its values, and so many besides. Few values of a sound file are in
+/// more than one place.
+const LOOKS_EACH: usize = 8;
+const FREE_LOOKS: usize = 100_000;
 /// Tensors in one file.
 const MAX_TENSORS: usize = 1_000_000;
-/// Values beside them that are reported.
-const MAX_OTHERS: usize = 1_000_000;
+/// Values beside them that are reported one by one; the others are counted.
+const LISTED: usize = 10_000;
 /// Bytes of names and reports, and bytes of the keys that are looked at: more
 /// names fit no header.
 const MAX_TEXT: usize = MAX_HEADER as usize;
@@ -53,6 +56,8 @@ const OPTIMIZERS: &[&str] = &[
 pub struct Contents {
     pub tensors: Vec<Tensor>,
     pub others: Vec<Other>,
+    /// How many more there are.
+    pub unlisted: u64,
     /// What tensors were before they were written in another way, by name.
     pub notes: Vec<(String, Note)>,
 }
@@ -76,6 +81,7 @@ impl Contents {
             tensors: self.tensors,
             storages,
             others: self.others,
+            unlisted: self.unlisted,
             notes,
         }
     }
@@ -91,7 +97,8 @@ pub fn read<S: Storages>(torch: &mut Torch<S>, root: Option<&str>) -> Result<Con
         path: String::new(),
         ancestors: HashSet::new(),
         inert: HashSet::new(),
-        visits: 0,
+        looks: 0,
+        most_looks: FREE_LOOKS.saturating_add(pickle.ids().count().saturating_mul(LOOKS_EACH)),
         keys: 0,
         text: 0,
     };
@@ -126,8 +133,8 @@ struct Walk<'w, 'p, S> {
     ancestors: HashSet<ObjectId>,
     /// Objects known to reach no storage.
     inert: HashSet<ObjectId>,
-    /// What was spent of [`MAX_VISITS`].
-    visits: usize,
+    looks: usize,
+    most_looks: usize,
     /// What was spent of [`MAX_TEXT`] on keys.
     keys: usize,
     /// What was spent of [`MAX_TEXT`] on names and reports.
@@ -204,12 +211,10 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
     /// containers, so every look is paid for before it is taken.
     fn look(&mut self, id: ObjectId) -> Result<Meaning<'p>, Refusal> {
         let (values, key_bytes) = self.torch.cost(id);
-        self.visits = self.visits.saturating_add(values);
+        self.looks = self.looks.saturating_add(values);
         self.keys = self.keys.saturating_add(key_bytes);
-        if self.visits > MAX_VISITS || self.keys > MAX_TEXT {
-            return Err(too_large(
-                "it has too many values, or refers to the same ones over and over",
-            ));
+        if self.looks > self.most_looks || self.keys > MAX_TEXT {
+            return Err(too_large("it refers to the same values over and over"));
         }
         self.torch.meaning(id)
     }
@@ -393,9 +398,13 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
     }
 
     fn report(&mut self, kind: &str, repr: String) -> Result<(), Refusal> {
+        if self.contents.others.len() >= LISTED {
+            self.contents.unlisted += 1;
+            return Ok(());
+        }
         self.text += self.path.len() + kind.len() + repr.len();
-        if self.contents.others.len() >= MAX_OTHERS || self.text > MAX_TEXT {
-            return Err(too_large("it has too many values that are no tensors"));
+        if self.text > MAX_TEXT {
+            return Err(too_large("it has too much text that is no tensor"));
         }
         self.contents.others.push(Other {
             path: self.path.clone(),

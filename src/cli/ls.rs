@@ -72,6 +72,9 @@ fn table(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
         let (path, kind) = (Printable(&other.path), Printable(&other.kind));
         writeln!(out, "no tensor: {path}  {kind}  {}", Printable(&other.repr))?;
     }
+    if plan.unlisted() > 0 {
+        writeln!(out, "no tensor: {} values more", plan.unlisted())?;
+    }
     let total: u64 = plan.tensors().iter().map(|tensor| tensor.len).sum();
     writeln!(out, "{} tensors, {total} bytes", rows.len())
 }
@@ -106,6 +109,7 @@ fn describe(arguments: &Arguments, plan: &Plan) -> serde_json::Value {
         "tensors": tensors,
         "tied": ties,
         "others": others,
+        "others_unlisted": plan.unlisted(),
     })
 }
 

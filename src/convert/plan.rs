@@ -28,6 +28,7 @@ pub struct Plan {
     /// Names of exact duplicates and the tensors that stand for them, by name.
     dropped: Box<[(Box<str>, u32)]>,
     others: Box<[Other]>,
+    unlisted: u64,
     /// Bytes of tensors that are kept in memory.
     held: usize,
     size: u64,
@@ -155,6 +156,7 @@ impl Plan {
             tensors: planned.into(),
             dropped: dropped.into(),
             others: checkpoint.others.into(),
+            unlisted: checkpoint.unlisted,
             held: storages.iter().map(|storage| storage.held()).sum(),
         })
     }
@@ -178,6 +180,7 @@ impl Plan {
             tensors: planned.into(),
             dropped: Box::default(),
             others: Box::default(),
+            unlisted: 0,
             held: 0,
             size: source_size,
         }
@@ -200,6 +203,11 @@ impl Plan {
     /// Values of the checkpoint that are no tensors.
     pub fn others(&self) -> &[Other] {
         &self.others
+    }
+
+    /// How many more of them there are.
+    pub fn unlisted(&self) -> u64 {
+        self.unlisted
     }
 
     /// Tensors by name, in byte order.
