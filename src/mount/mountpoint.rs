@@ -93,9 +93,10 @@ pub fn locate(path: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// Whether the process behind the FUSE mount at `place` is gone.
+/// Whether the process behind the FUSE mount at `place` is gone. Attributes would
+/// not tell: the kernel goes on answering with those it was given last.
 pub fn is_dead(place: &Path) -> bool {
-    fs::metadata(place).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    nix::sys::statvfs::statvfs(place) == Err(nix::errno::Errno::ENOTCONN)
 }
 
 fn is_link(path: &Path) -> bool {
