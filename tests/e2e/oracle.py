@@ -9,6 +9,7 @@ Two rules, both restated here from their descriptions and sharing no code with s
 `expected` picks between them: the first wherever it loses nothing, else the second.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -235,6 +236,20 @@ def header_of(data):
     """The parsed header of a safetensors file, and the offset of the data after it."""
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), 8 + length
+
+
+def digests(data):
+    """The tensors of a safetensors file: name -> (dtype, shape, sha256)."""
+    header, data_start = header_of(data)
+    header.pop("__metadata__", None)
+    return {
+        name: (
+            info["dtype"],
+            info["shape"],
+            hashlib.sha256(data[slice(*(data_start + offset for offset in info["data_offsets"]))]).hexdigest(),
+        )
+        for name, info in header.items()
+    }
 
 
 def metadata_of(data):

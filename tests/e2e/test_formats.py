@@ -1,0 +1,150 @@
+"""Files of every format that is read, against what the format's own loader finds in them.
+
+scripts/make_format_fixtures.py wrote tests/data/formats; scripts/format_fixtures/fixture.py says what is in the
+FILE.expected.json beside each file.
+"""
+
+import hashlib
+import json
+import os
+
+import oracle
+import pytest
+from conftest import REPOSITORY, derived, read_everything, refusal
+
+FORMATS = REPOSITORY / "tests" / "data" / "formats"
+
+# What is not read yet: reason -> expectations. Strict: whoever makes one of them pass takes it off this list, and
+# off that of tests/formats.rs.
+PENDING = {
+    "torch.distributed.checkpoint": [
+        "dcp-single", "dcp-two-ranks",
+    ],
+    "joblib": [
+        "joblib-numpy126-array.joblib", "joblib-numpy126-arrays.joblib", "joblib-numpy126-objects.joblib",
+        "joblib-numpy126-protocol2.joblib", "joblib-numpy2-array.joblib", "joblib-numpy2-arrays.joblib",
+        "joblib-numpy2-objects.joblib", "joblib-numpy2-protocol2.joblib", "joblib-numpy2-tensors.joblib",
+    ],
+    "numpy's own files": [
+        "numpy-big-endian.npy", "numpy-bool.npy", "numpy-c.npy", "numpy-complex128.npy", "numpy-deflated.npz",
+        "numpy-empty.npy", "numpy-fortran.npy", "numpy-object-member.npz", "numpy-objects.npy", "numpy-scalar.npy",
+        "numpy-stored.npz", "numpy-version2.npy", "numpy-version3.npy",
+    ],
+    "numpy arrays in plain pickles": [
+        "numpy-caffe2.pkl", "numpy126-array.pkl", "numpy126-arrays-in-objects.pkl", "numpy126-big-endian-fortran.pkl",
+        "numpy126-big-endian.pkl", "numpy126-detectron2.pkl", "numpy126-dtypes.pkl", "numpy126-long-double.pkl",
+        "numpy126-nested.pkl", "numpy126-objects.pkl", "numpy126-protocol0.pkl", "numpy126-protocol1.pkl",
+        "numpy126-protocol2.pkl", "numpy126-protocol3.pkl", "numpy126-protocol4.pkl", "numpy126-protocol5.pkl",
+        "numpy126-scalars2.pkl", "numpy126-scalars5.pkl", "numpy126-structured.pkl", "numpy2-array.pkl",
+        "numpy2-arrays-in-objects.pkl", "numpy2-big-endian-fortran.pkl", "numpy2-big-endian.pkl",
+        "numpy2-detectron2.pkl", "numpy2-dtypes.pkl", "numpy2-long-double.pkl", "numpy2-nested.pkl",
+        "numpy2-objects.pkl", "numpy2-protocol0.pkl", "numpy2-protocol1.pkl", "numpy2-protocol2.pkl",
+        "numpy2-protocol3.pkl", "numpy2-protocol4.pkl", "numpy2-protocol5.pkl", "numpy2-scalars2.pkl",
+        "numpy2-scalars5.pkl", "numpy2-structured.pkl",
+    ],
+    "Paddle": [
+        "paddle-lod.pdparams", "paddle-lod2.pdparams", "paddle-nested.pdparams", "paddle-parts-missing.pdparams",
+        "paddle-parts-too-few.pdparams", "paddle-parts.pdparams", "paddle-state2.pdparams", "paddle-state4.pdparams",
+        "paddle-tensor.pdparams",
+    ],
+    "numpy arrays in torch files": [
+        "torch113-legacy-arrays.pt", "torch215-zip-arrays.pt", "torch215-zip-device-arrays.pt",
+    ],
+    "tensors in plain pickles": [
+        "torch113-pickle2.pkl", "torch113-pickle4.pkl", "torch215-pickle0.pkl", "torch215-pickle2.pkl",
+        "torch215-pickle3.pkl", "torch215-pickle4.pkl", "torch215-pickle5.pkl",
+    ],
+    "TorchScript": [
+        "torchscript113-frozen.pt", "torchscript113-scripted.pt", "torchscript113-traced.pt",
+        "torchscript215-frozen.pt", "torchscript215-scripted.pt", "torchscript215-traced.pt",
+    ],
+}
+
+
+def expectations():
+    return [json.loads(path.read_text()) | {"id": case_of(path)} for path in sorted(FORMATS.glob("*.expected.json"))]
+
+
+def case_of(path):
+    return path.name.removesuffix(".expected.json")
+
+
+def parameters(cases):
+    pending = {case: reason for reason, cases in PENDING.items() for case in cases}
+    for case in cases:
+        reason = pending.get(case["id"])
+        marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+        yield pytest.param(case, id=case["id"], marks=marks)
+
+
+EXPECTATIONS = expectations()
+CONVERTED = [case for case in EXPECTATIONS if "tensors" in case and "root" not in case]
+ROOTED = [case for case in EXPECTATIONS if "root" in case]
+REFUSED = [case for case in EXPECTATIONS if "refused" in case]
+
+
+@pytest.fixture(scope="module")
+def mount(mounted):
+    with mounted(FORMATS) as mount_point:
+        yield mount_point
+
+
+def check(data, case):
+    wanted = {tensor["name"]: (tensor["dtype"], tensor["shape"], tensor["sha256"]) for tensor in case["tensors"]}
+    assert oracle.digests(data) == wanted
+    metadata = oracle.metadata_of(data)
+    assert {name: metadata.get(name) for name in case["tied"]} == case["tied"]
+
+
+def shown_as(mount, file):
+    """Where the converted form of a file appears. That of a directory lies in it."""
+    shown = mount / file
+    return shown / "model.safetensors" if (FORMATS / file).is_dir() else derived(shown)
+
+
+@pytest.mark.parametrize("case", parameters(CONVERTED))
+def test_converted(case, mount):
+    check(shown_as(mount, case["file"]).read_bytes(), case)
+
+
+@pytest.mark.parametrize("case", parameters(CONVERTED))
+def test_tensors(case, mount):
+    """Each tensor as a file of its own, found by the name it really has."""
+    directory = shown_as(mount, case["file"]).with_suffix(".tensors")
+    found = {}
+    for path in directory.iterdir():
+        name = os.getxattr(path, "user.stfs.name").decode()
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found == {tensor["name"]: tensor["sha256"] for tensor in case["tensors"]}
+
+
+@pytest.mark.parametrize("case", parameters(ROOTED))
+def test_root(case, stfs, tmp_path):
+    target = tmp_path / "converted.safetensors"
+    stfs.run("convert", "--root", case["root"], FORMATS / case["file"], target)
+    check(target.read_bytes(), case)
+
+
+@pytest.mark.parametrize("case", parameters(REFUSED))
+def test_refused(case, mount):
+    if case["inert"] and (mount / case["file"]).exists():
+        assert (mount / case["file"]).read_bytes() == (FORMATS / case["file"]).read_bytes()
+        assert not derived(mount / case["file"]).exists()
+        return
+    text = refusal(mount / case["file"])
+    assert [word for word in case["refused"] if word.lower() not in text.lower()] == [], text
+
+
+def test_every_file_is_readable(mount):
+    assert read_everything(mount) > len(EXPECTATIONS)
+
+
+def test_no_two_files_have_one_name():
+    """Else their converted forms would keep their endings, and this suite would not find them."""
+    names = [derived(FORMATS / file).name for file in {case["file"] for case in EXPECTATIONS}]
+    assert len(names) == len(set(names))
+
+
+def test_pending_is_known():
+    known = {case["id"] for case in EXPECTATIONS}
+    assert {case for cases in PENDING.values() for case in cases} <= known

@@ -1,0 +1,314 @@
+//! Files of every format that is read, against what the format's own loader
+//! finds in them. `scripts/make_format_fixtures.py` wrote `tests/data/formats`;
+//! `scripts/format_fixtures/fixture.py` says what is in the expectations.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use stfs::convert::{self, Error, Reader};
+use stfs::source::Bytes;
+
+/// Expectations that do not hold yet, and why. Each of these files is refused:
+/// whoever makes one be read takes it off this list.
+const PENDING: &[(&str, &[&str])] = &[
+    (
+        "joblib",
+        &[
+            "joblib-numpy126-array.joblib",
+            "joblib-numpy126-arrays.joblib",
+            "joblib-numpy126-objects.joblib",
+            "joblib-numpy126-protocol2.joblib",
+            "joblib-numpy2-array.joblib",
+            "joblib-numpy2-arrays.joblib",
+            "joblib-numpy2-objects.joblib",
+            "joblib-numpy2-protocol2.joblib",
+            "joblib-numpy2-tensors.joblib",
+        ],
+    ),
+    (
+        "numpy's own files",
+        &[
+            "numpy-big-endian.npy",
+            "numpy-bool.npy",
+            "numpy-c.npy",
+            "numpy-complex128.npy",
+            "numpy-deflated.npz",
+            "numpy-empty.npy",
+            "numpy-fortran.npy",
+            "numpy-object-member.npz",
+            "numpy-objects.npy",
+            "numpy-scalar.npy",
+            "numpy-stored.npz",
+            "numpy-version2.npy",
+            "numpy-version3.npy",
+        ],
+    ),
+    (
+        "numpy arrays in plain pickles",
+        &[
+            "numpy-caffe2.pkl",
+            "numpy126-array.pkl",
+            "numpy126-arrays-in-objects.pkl",
+            "numpy126-big-endian-fortran.pkl",
+            "numpy126-big-endian.pkl",
+            "numpy126-detectron2.pkl",
+            "numpy126-dtypes.pkl",
+            "numpy126-long-double.pkl",
+            "numpy126-nested.pkl",
+            "numpy126-objects.pkl",
+            "numpy126-protocol0.pkl",
+            "numpy126-protocol1.pkl",
+            "numpy126-protocol2.pkl",
+            "numpy126-protocol3.pkl",
+            "numpy126-protocol4.pkl",
+            "numpy126-protocol5.pkl",
+            "numpy126-scalars2.pkl",
+            "numpy126-scalars5.pkl",
+            "numpy126-structured.pkl",
+            "numpy2-array.pkl",
+            "numpy2-arrays-in-objects.pkl",
+            "numpy2-big-endian-fortran.pkl",
+            "numpy2-big-endian.pkl",
+            "numpy2-detectron2.pkl",
+            "numpy2-dtypes.pkl",
+            "numpy2-long-double.pkl",
+            "numpy2-nested.pkl",
+            "numpy2-objects.pkl",
+            "numpy2-protocol0.pkl",
+            "numpy2-protocol1.pkl",
+            "numpy2-protocol2.pkl",
+            "numpy2-protocol3.pkl",
+            "numpy2-protocol4.pkl",
+            "numpy2-protocol5.pkl",
+            "numpy2-scalars2.pkl",
+            "numpy2-scalars5.pkl",
+            "numpy2-structured.pkl",
+        ],
+    ),
+    (
+        "Paddle",
+        &[
+            "paddle-lod.pdparams",
+            "paddle-lod2.pdparams",
+            "paddle-nested.pdparams",
+            "paddle-parts-missing.pdparams",
+            "paddle-parts-too-few.pdparams",
+            "paddle-parts.pdparams",
+            "paddle-state2.pdparams",
+            "paddle-state4.pdparams",
+            "paddle-tensor.pdparams",
+        ],
+    ),
+    (
+        "tensors in plain pickles",
+        &[
+            "torch113-pickle2.pkl",
+            "torch113-pickle4.pkl",
+            "torch215-pickle0.pkl",
+            "torch215-pickle2.pkl",
+            "torch215-pickle3.pkl",
+            "torch215-pickle4.pkl",
+            "torch215-pickle5.pkl",
+        ],
+    ),
+    (
+        "numpy arrays in torch files",
+        &["torch215-zip-device-arrays.pt"],
+    ),
+    (
+        "TorchScript",
+        &[
+            "torchscript113-frozen.pt",
+            "torchscript113-scripted.pt",
+            "torchscript113-traced.pt",
+            "torchscript215-frozen.pt",
+            "torchscript215-scripted.pt",
+            "torchscript215-traced.pt",
+        ],
+    ),
+];
+
+/// Expectations of files that are read, but lose something, and what.
+const INCOMPLETE: &[(&str, &str)] = &[
+    ("torch113-legacy-arrays.pt", "numpy arrays beside tensors"),
+    ("torch215-zip-arrays.pt", "numpy arrays beside tensors"),
+];
+
+/// dtype, sizes and hash of the bytes, by name.
+type Tensors = BTreeMap<String, (String, Vec<u64>, String)>;
+
+/// `NAME.expected.json`, which belongs to a file beside it.
+struct Expectation {
+    /// NAME
+    case: String,
+    path: PathBuf,
+    json: Value,
+}
+
+fn expectations() -> Vec<Expectation> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/formats");
+    let mut found: Vec<Expectation> = fs::read_dir(&folder)
+        .unwrap()
+        .filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let case = path
+                .file_name()?
+                .to_str()?
+                .strip_suffix(".expected.json")?
+                .to_string();
+            let json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            let path = folder.join(json["file"].as_str().unwrap());
+            Some(Expectation { case, path, json })
+        })
+        .collect();
+    // Directories are no business of a reader of files.
+    found.retain(|expectation| expectation.path.is_file());
+    found.sort_by(|a, b| a.case.cmp(&b.case));
+    assert!(!found.is_empty());
+    found
+}
+
+fn is_pending(case: &str) -> bool {
+    PENDING.iter().any(|(_, cases)| cases.contains(&case))
+        || INCOMPLETE.iter().any(|(incomplete, _)| *incomplete == case)
+}
+
+fn open(expectation: &Expectation) -> Result<Reader, Error> {
+    convert::open_at(&expectation.path, expectation.json["root"].as_str())
+}
+
+fn strings(object: &Value) -> BTreeMap<&str, &str> {
+    let object = object.as_object().unwrap();
+    object
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str().unwrap()))
+        .collect()
+}
+
+fn wanted(json: &Value) -> Tensors {
+    let text = |value: &Value| value.as_str().unwrap().to_string();
+    json["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tensor| {
+            let shape = tensor["shape"].as_array().unwrap();
+            let shape = shape.iter().map(|size| size.as_u64().unwrap()).collect();
+            (
+                text(&tensor["name"]),
+                (text(&tensor["dtype"]), shape, text(&tensor["sha256"])),
+            )
+        })
+        .collect()
+}
+
+fn read(reader: &Reader, offset: u64, len: usize) -> Vec<u8> {
+    match reader.read(offset, len).unwrap() {
+        Bytes::Mapped(bytes) => bytes.to_vec(),
+        Bytes::Owned(bytes) => bytes,
+    }
+}
+
+fn whole(reader: &Reader) -> Vec<u8> {
+    read(reader, 0, reader.plan().size() as usize)
+}
+
+fn tensors(file: &[u8]) -> Tensors {
+    SafeTensors::deserialize(file)
+        .unwrap()
+        .iter()
+        .map(|(name, view)| {
+            let hash = Sha256::digest(view.data());
+            let hash = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+            let shape = view.shape().iter().map(|size| *size as u64).collect();
+            (name.to_string(), (view.dtype().to_string(), shape, hash))
+        })
+        .collect()
+}
+
+/// What is wrong with one expectation, if anything.
+fn difference(expectation: &Expectation) -> Result<(), String> {
+    let words = expectation.json["refused"].as_array();
+    let reader = match (open(expectation), words) {
+        (Ok(reader), None) => reader,
+        (Ok(_), Some(_)) => return Err("is not refused".into()),
+        (Err(Error::Refused(refusal)), Some(words)) => {
+            let text = refusal.to_string().to_lowercase();
+            let missing = words
+                .iter()
+                .find(|word| !text.contains(&word.as_str().unwrap().to_lowercase()));
+            return match missing {
+                Some(word) => Err(format!("is refused without the word {word}: {refusal}")),
+                None => Ok(()),
+            };
+        }
+        (Err(error), _) => return Err(error.to_string()),
+    };
+    let (found, wanted) = (tensors(&whole(&reader)), wanted(&expectation.json));
+    if found != wanted {
+        return Err(format!("\n  has   {found:?}\n  wants {wanted:?}"));
+    }
+    let dropped: BTreeMap<&str, &str> = reader.plan().dropped().collect();
+    let tied = strings(&expectation.json["tied"]);
+    match dropped == tied {
+        true => Ok(()),
+        false => Err(format!("drops {dropped:?}, not {tied:?}")),
+    }
+}
+
+#[test]
+fn files_are_what_their_loaders_say() {
+    let wrong: Vec<String> = expectations()
+        .iter()
+        .filter(|expectation| !is_pending(&expectation.case))
+        .filter_map(|expectation| {
+            let difference = difference(expectation).err()?;
+            Some(format!("{}: {difference}", expectation.case))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The expectation of a case that does not hold.
+fn unmet<'a>(all: &'a [Expectation], case: &str) -> &'a Expectation {
+    let expectation = all.iter().find(|expectation| expectation.case == case);
+    let expectation = expectation.unwrap_or_else(|| panic!("there is no {case}"));
+    assert!(difference(expectation).is_err(), "{case} holds now");
+    expectation
+}
+
+#[test]
+fn pending_files_are_refused() {
+    let all = expectations();
+    for case in PENDING.iter().flat_map(|(_, cases)| *cases) {
+        assert!(
+            matches!(open(unmet(&all, case)), Err(Error::Refused(_))),
+            "{case} is read as something else"
+        );
+    }
+    for (case, _) in INCOMPLETE {
+        unmet(&all, case);
+    }
+}
+
+/// Whatever a storage is made of, it is the same in any order and by any ranges.
+#[test]
+fn ranges_have_the_bytes_of_the_whole() {
+    for expectation in expectations() {
+        let Ok(reader) = open(&expectation) else {
+            continue;
+        };
+        let file = whole(&reader);
+        for len in [61, 1000] {
+            for start in (0..file.len()).step_by(len).rev() {
+                let end = file.len().min(start + len);
+                let part = read(&reader, start as u64, len);
+                assert_eq!(part, file[start..end], "{} at {start}", expectation.case);
+            }
+        }
+    }
+}
