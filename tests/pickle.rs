@@ -40,7 +40,7 @@ fn reads_what_cpython_reads() {
             Err(error) => panic!("{opcode}: {}: {error}", input.escape_ascii()),
         };
         assert_eq!(repr(&pickle, pickle.root()), expected, "{opcode}");
-        assert_eq!(pickle.end(), input.len(), "{opcode}");
+        assert_eq!(pickle.end(), input.len() as u64, "{opcode}");
     }
 }
 
@@ -415,7 +415,7 @@ fn tells_kinds_of_string_and_call_apart() {
     let items = pickle.as_tuple(pickle.root()).unwrap();
     assert!(matches!(pickle.get(items[0]), Object::String8(_)));
     assert!(matches!(pickle.get(items[1]), Object::Str(_)));
-    assert!(matches!(pickle.get(items[2]), Object::Bytes(b"a")));
+    assert!(matches!(pickle.get(items[2]), Object::Bytes(bytes) if bytes.as_bytes() == Some(b"a")));
     assert_eq!(pickle.as_str(items[0]), Some("a"));
     assert_eq!(pickle.as_str(items[1]), Some("a"));
     assert_eq!(pickle.as_str(items[2]), None);
@@ -474,14 +474,14 @@ fn stops_at_stop() {
     let two = b"\x80\x02K\x01.\x80\x02K\x02.";
     let first = read(two).unwrap();
     assert_eq!(first.end(), 5);
-    let second = read(&two[first.end()..]).unwrap();
+    let second = read(&two[5..]).unwrap();
     assert_eq!(second.as_int(second.root()), Some(2));
 }
 
 #[test]
 fn lists_imports_once_in_order_used_or_not() {
     let pickle = read(b"cos\nsystem\n0(im\nC\n0\x8c\x02os\x8c\x06system\x93cos\na.b\nN.").unwrap();
-    let imports: Vec<(usize, &str, &str)> = pickle
+    let imports: Vec<(u64, &str, &str)> = pickle
         .imports()
         .iter()
         .map(|import| (import.offset, &*import.module, &*import.name))
@@ -514,10 +514,6 @@ fn limits_bound_what_they_name() {
     #[rustfmt::skip]
     let cases: &[(Limits, &[u8], &[u8], &str)] = &[
         (Limits { opcodes: 2, ..default() }, b"N.", b"N0N.", "byte 2 (NONE): more than 2 opcodes"),
-        (Limits { objects: 2, ..default() }, b"]].", b"]]].", "byte 2 (EMPTY_LIST): more than 2 objects"),
-        (Limits { stack: 2, ..default() }, b"NN.", b"NNN.", "byte 2 (NONE): more than 2 objects on the stack"),
-        (Limits { marks: 1, ..default() }, b"(N.", b"((N.", "byte 1 (MARK): more than 1 marks"),
-        (Limits { memo: 1, ..default() }, b"Nq\x07.", b"Nq\x07q\x08.", "byte 3 (BINPUT): more than 1 memo entries"),
         (Limits { number_line: 3, ..default() }, b"I100\n.", b"I1000\n.", "byte 0 (INT): more than 3 bytes in a number"),
         (Limits { long_bytes: 2, ..default() }, b"L32767L\n.", b"L32768L\n.", "byte 0 (LONG): more than 2 bytes in an integer"),
         (Limits { long_bytes: 2, ..default() }, b"\x8a\x02ab.", b"\x8a\x03abc.", "byte 0 (LONG1): more than 2 bytes in an integer"),
@@ -570,9 +566,6 @@ fn survives_memo_bombs() {
     assert_eq!(object_of(far), "None");
     let farther = b"Np9223372036854775807\n0g9223372036854775807\n.";
     assert_eq!(object_of(farther), "None");
-    let many = [b"N".to_vec(), b"\x94".repeat(9 << 20), b".".to_vec()].concat();
-    let error = quickly(|| refusal(&many));
-    assert_eq!(error.kind.to_string(), "more than 8388608 memo entries");
 }
 
 #[test]

@@ -9,9 +9,9 @@ use std::collections::HashMap;
 use super::dtype::ElementType;
 use super::refusal::{Cause, Refusal, shown};
 use super::storage::{Storage, Table};
-use super::stream;
+use super::stream::{self, Pickles};
 use super::torch::{SavedStorage, StorageRef, Storages, Torch, saved_storage};
-use super::{Checkpoint, Result, danger, state_dict};
+use super::{Checkpoint, Result, state_dict};
 use crate::pickle::{Object, Pickle};
 use crate::source::Source;
 
@@ -21,28 +21,23 @@ const VERSION: i64 = 1001;
 
 /// Reads the checkpoint in the legacy stream `source`, from `root_path` on.
 pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
-    stream::with_pickles(source, 0, |mut pickles| {
-        let magic = pickles.next()?;
-        if !matches!(magic.get(magic.root()), Object::BigInt(number) if **number == *MAGIC) {
-            return Err(malformed("it does not begin with torch's magic number").into());
-        }
-        let version = pickles.next()?;
-        if version.as_int(version.root()) != Some(VERSION) {
-            return Err(
-                Refusal::new(Cause::Unsupported, "its format has an unknown version").into(),
-            );
-        }
-        let _machine = pickles.next()?;
-        let object = pickles.next()?;
-        let keys = pickles.next()?;
-        if let Some(attack) = danger::find(object.imports()) {
-            return Err(attack.into());
-        }
-        let records = Records::find(source, &object, &keys, pickles.offset())?;
-        let mut torch = Torch::new(&object, records);
-        let contents = state_dict::read(&mut torch, root_path)?;
-        Ok(contents.with(torch.into_storages()))
-    })
+    let window = stream::window(source);
+    let mut pickles = Pickles::new(source, &window, 0);
+    let magic = pickles.next()?;
+    if !matches!(magic.get(magic.root()), Object::BigInt(number) if **number == *MAGIC) {
+        return Err(malformed("it does not begin with torch's magic number").into());
+    }
+    let version = pickles.next()?;
+    if version.as_int(version.root()) != Some(VERSION) {
+        return Err(Refusal::new(Cause::Unsupported, "its format has an unknown version").into());
+    }
+    let _machine = pickles.next()?;
+    let object = pickles.next()?;
+    let keys = pickles.next()?;
+    let records = Records::find(source, &object, &keys, pickles.offset())?;
+    let mut torch = Torch::new(&object, records);
+    let contents = state_dict::read(&mut torch, root_path)?;
+    Ok(contents.with(torch.into_storages()))
 }
 
 /// The storages of the stream, by key.

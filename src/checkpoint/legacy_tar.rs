@@ -8,14 +8,14 @@ use std::io::{self, Read, Seek, SeekFrom};
 use super::dtype::ElementType;
 use super::refusal::{Cause, Refusal};
 use super::storage::{Storage, Table};
-use super::stream::{self, Failure, with_pickles};
+use super::stream::{self, Pickles};
 use super::torch::{Dense, SavedStorage, StorageRef, Storages, Torch, View};
-use super::{Checkpoint, Lazy, Result, danger, state_dict};
+use super::{Checkpoint, Error, Lazy, Result, state_dict};
 use crate::pickle::{Object, ObjectId, Pickle};
 use crate::source::Source;
 
 /// Dimensions of one tensor.
-const MAX_RANK: usize = 64;
+const MAX_RANK: u64 = 64;
 /// Members of the archive.
 const MAX_MEMBERS: usize = 64;
 
@@ -29,15 +29,11 @@ pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
     let mut records = Records::default();
     records.read_storages(source, member("storages")?)?;
     records.read_tensors(source, member("tensors")?)?;
-    with_pickles(source, member("pickle")?, |mut pickles| {
-        let object = pickles.next()?;
-        if let Some(attack) = danger::find(object.imports()) {
-            return Err(attack.into());
-        }
-        let mut torch = Torch::new(&object, records.clone());
-        let contents = state_dict::read(&mut torch, root_path)?;
-        Ok(contents.with(torch.into_storages()))
-    })
+    let window = stream::window(source);
+    let object = Pickles::new(source, &window, member("pickle")?).next()?;
+    let mut torch = Torch::new(&object, records);
+    let contents = state_dict::read(&mut torch, root_path)?;
+    Ok(contents.with(torch.into_storages()))
 }
 
 /// Where the data of each member begins, by name.
@@ -61,7 +57,7 @@ fn members(source: &Source) -> Result<HashMap<String, u64>> {
 }
 
 /// Storages and tensors by their numbers.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Records {
     storages: HashMap<i64, Record>,
     tensors: HashMap<i64, Shape>,
@@ -79,7 +75,6 @@ struct Record {
     part: (u64, u64),
 }
 
-#[derive(Clone)]
 struct Shape {
     storage: i64,
     offset: u64,
@@ -89,80 +84,66 @@ struct Shape {
 
 impl Records {
     fn read_storages(&mut self, source: &Source, offset: u64) -> Result<()> {
-        let (count, mut at) = number(source, offset)?;
-        for _ in 0..count {
-            let (key, element, after) = with_pickles(source, at, |mut pickles| {
-                let pickle = pickles.next()?;
-                let [key, _location, class] = items(&pickle)?;
-                let key = int(&pickle, key)?;
-                let class = pickle.global(class).map(|(_, name)| name);
-                let element = class.and_then(ElementType::of_storage_class);
-                let element = element.ok_or_else(|| malformed("a storage has no known type"))?;
-                Ok((key, element, pickles.offset()))
-            })?;
-            let mut len = [0; 8];
-            source
-                .read_exact_at(&mut len, after)
-                .map_err(|error| stream::cut_off(error, "before the last of its storages"))?;
-            let start = after + 8;
-            let len = u64::from_le_bytes(len).checked_mul(element.size());
-            let end = len.and_then(|len| len.checked_add(start));
-            let (Some(len), Some(end)) = (len, end.filter(|end| *end <= source.size())) else {
-                return Err(malformed("a storage reaches past the end of the file").into());
-            };
+        let window = stream::window(source);
+        let mut pickles = Pickles::new(source, &window, offset);
+        for _ in 0..number(&pickles.next()?)? {
+            let pickle = pickles.next()?;
+            let [key, _location, class] = items(&pickle)?;
+            let class = pickle.global(class).map(|(_, name)| name);
+            let element = class.and_then(ElementType::of_storage_class);
+            let element = element.ok_or_else(|| malformed("a storage has no known type"))?;
+            let count = u64::from_le_bytes(field(&pickles.take(8)?)?);
+            let start = pickles.offset();
+            let len = count.checked_mul(element.size());
+            let len = len.filter(|len| {
+                start
+                    .checked_add(*len)
+                    .is_some_and(|end| end <= source.size())
+            });
+            let len = len.ok_or_else(|| malformed("a storage reaches past the end of the file"))?;
             let record = Record {
                 element,
                 whole: (start, len),
                 part: (0, len),
             };
-            if self.storages.insert(key, record).is_some() {
+            if self.storages.insert(int(&pickle, key)?, record).is_some() {
                 return Err(malformed("two storages have the same number").into());
             }
-            at = end;
+            pickles.skip(len);
         }
-        self.read_parts(source, at)
+        self.read_parts(&pickles.next()?)
     }
 
     /// Parts of storages that have numbers of their own.
-    fn read_parts(&mut self, source: &Source, offset: u64) -> Result<()> {
-        let parts = with_pickles(source, offset, |mut pickles| {
-            let pickle = pickles.next()?;
-            let Object::List(list) = pickle.get(pickle.root()) else {
-                return Err(malformed("its list of storage views is no list").into());
-            };
-            let part = |id: &ObjectId| -> std::result::Result<[i64; 4], Failure> {
-                let parts = pickle.as_tuple(*id).and_then(|items| items.try_into().ok());
-                let [target, root, offset, len]: [ObjectId; 4] =
-                    parts.ok_or_else(|| malformed("a storage view is no view"))?;
-                Ok([
-                    int(&pickle, target)?,
-                    int(&pickle, root)?,
-                    int(&pickle, offset)?,
-                    int(&pickle, len)?,
-                ])
-            };
-            list.iter()
-                .map(part)
-                .collect::<std::result::Result<Vec<_>, _>>()
-        })?;
-        for [target, root, offset, len] in parts {
+    fn read_parts(&mut self, list: &Pickle) -> Result<()> {
+        let Object::List(parts) = list.get(list.root()) else {
+            return Err(malformed("its list of storage views is no list").into());
+        };
+        for part in parts {
+            let part = list.as_tuple(*part).and_then(|items| items.try_into().ok());
+            let [target, root, offset, len]: [ObjectId; 4] =
+                part.ok_or_else(|| malformed("a storage view is no view"))?;
             let outside = || malformed("a storage view reaches out of its storage");
-            let root = self.storages.get(&root).copied().ok_or_else(outside)?;
+            let root = self
+                .storages
+                .get(&int(list, root)?)
+                .copied()
+                .ok_or_else(outside)?;
             let bytes = |elements: i64| {
                 u64::try_from(elements)
                     .ok()?
                     .checked_mul(root.element.size())
             };
-            let (start, len) = bytes(offset).zip(bytes(len)).ok_or_else(outside)?;
-            let fits = start.checked_add(len).is_some_and(|end| end <= root.part.1);
-            if !fits {
+            let span = bytes(int(list, offset)?).zip(bytes(int(list, len)?));
+            let (start, len) = span.ok_or_else(outside)?;
+            if start.checked_add(len).is_none_or(|end| end > root.part.1) {
                 return Err(outside().into());
             }
             let record = Record {
                 part: (root.part.0 + start, len),
                 ..root
             };
-            if self.storages.insert(target, record).is_some() {
+            if self.storages.insert(int(list, target)?, record).is_some() {
                 return Err(malformed("two storages have the same number").into());
             }
         }
@@ -170,37 +151,33 @@ impl Records {
     }
 
     fn read_tensors(&mut self, source: &Source, offset: u64) -> Result<()> {
-        let (count, mut at) = number(source, offset)?;
-        for _ in 0..count {
-            let (key, shape, after) = with_pickles(source, at, |mut pickles| {
-                let pickle = pickles.next()?;
-                let [key, storage, _type] = items(&pickle)?;
-                let (key, storage) = (int(&pickle, key)?, int(&pickle, storage)?);
-                // Four bytes follow the number of dimensions that mean nothing.
-                let rank = u32::from_le_bytes(field(pickles.take(8)?)?);
-                let rank = usize::try_from(rank).ok().filter(|rank| *rank <= MAX_RANK);
-                let rank = rank.ok_or_else(|| malformed("a tensor has too many dimensions"))?;
-                let mut numbers = |count: usize| {
-                    let bytes = pickles.take(count * 8)?.chunks_exact(8);
-                    let numbers = bytes.map(|bytes| {
-                        let number = i64::from_le_bytes(field(bytes)?);
-                        u64::try_from(number)
-                            .map_err(|_| malformed("a tensor has a negative size or stride").into())
-                    });
-                    numbers.collect::<std::result::Result<Box<[u64]>, Failure>>()
-                };
-                let shape = Shape {
-                    storage,
-                    sizes: numbers(rank)?,
-                    strides: numbers(rank)?,
-                    offset: numbers(1)?.first().copied().unwrap_or_default(),
-                };
-                Ok((key, shape, pickles.offset()))
-            })?;
-            if self.tensors.insert(key, shape).is_some() {
+        let window = stream::window(source);
+        let mut pickles = Pickles::new(source, &window, offset);
+        for _ in 0..number(&pickles.next()?)? {
+            let pickle = pickles.next()?;
+            let [key, storage, _type] = items(&pickle)?;
+            // Four bytes follow the number of dimensions that mean nothing.
+            let rank = u64::from(u32::from_le_bytes(field(&pickles.take(8)?)?));
+            if rank > MAX_RANK {
+                return Err(malformed("a tensor has too many dimensions").into());
+            }
+            let mut numbers = |count: u64| {
+                let bytes = pickles.take(count * 8)?;
+                let numbers = bytes.chunks_exact(8).map(|bytes| {
+                    u64::try_from(i64::from_le_bytes(field(bytes)?))
+                        .map_err(|_| malformed("a tensor has a negative size or stride"))
+                });
+                Ok::<_, Error>(numbers.collect::<std::result::Result<Box<[u64]>, Refusal>>()?)
+            };
+            let shape = Shape {
+                storage: int(&pickle, storage)?,
+                sizes: numbers(rank)?,
+                strides: numbers(rank)?,
+                offset: numbers(1)?.first().copied().unwrap_or_default(),
+            };
+            if self.tensors.insert(int(&pickle, key)?, shape).is_some() {
                 return Err(malformed("two tensors have the same number").into());
             }
-            at = after;
         }
         Ok(())
     }
@@ -256,31 +233,28 @@ impl Storages for Records {
     }
 }
 
-/// The number that a pickle at `offset` is of, and the offset after it.
-fn number(source: &Source, offset: u64) -> Result<(i64, u64)> {
-    with_pickles(source, offset, |mut pickles| {
-        let pickle = pickles.next()?;
-        Ok((int(&pickle, pickle.root())?, pickles.offset()))
-    })
+/// The number that a pickle is of.
+fn number(pickle: &Pickle) -> std::result::Result<i64, Refusal> {
+    int(pickle, pickle.root())
 }
 
-fn items(pickle: &Pickle) -> std::result::Result<[ObjectId; 3], Failure> {
+fn items(pickle: &Pickle) -> std::result::Result<[ObjectId; 3], Refusal> {
     let items = pickle
         .as_tuple(pickle.root())
         .and_then(|items| items.try_into().ok());
-    Ok(items.ok_or_else(|| malformed("a record is no tuple of three"))?)
+    items.ok_or_else(|| malformed("a record is no tuple of three"))
 }
 
-fn int(pickle: &Pickle, id: ObjectId) -> std::result::Result<i64, Failure> {
-    Ok(pickle
+fn int(pickle: &Pickle, id: ObjectId) -> std::result::Result<i64, Refusal> {
+    pickle
         .as_int(id)
-        .ok_or_else(|| malformed("a number is no number"))?)
+        .ok_or_else(|| malformed("a number is no number"))
 }
 
 /// The first bytes of a field of fixed size.
-fn field<const N: usize>(bytes: &[u8]) -> std::result::Result<[u8; N], Failure> {
+fn field<const N: usize>(bytes: &[u8]) -> std::result::Result<[u8; N], Refusal> {
     let field = bytes.first_chunk().copied();
-    Ok(field.ok_or_else(|| malformed("a record is cut off"))?)
+    field.ok_or_else(|| malformed("a record is cut off"))
 }
 
 fn malformed(what: impl Into<String>) -> Refusal {

@@ -17,6 +17,7 @@ mod torch;
 mod torch_zip;
 mod zip;
 
+use crate::pickle::ReadAt;
 use crate::source::{self, Source};
 
 pub use dtype::{Numeric, numeric};
@@ -107,6 +108,15 @@ pub enum Error {
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Pickles are read where they lie in the file.
+impl ReadAt for Source {
+    type Error = source::Error;
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> source::Result<()> {
+        Source::read_exact_at(self, buffer, offset)
+    }
+}
 
 /// Reads the checkpoint in `source`, whose content is `content`: the tensors below
 /// the dotted path `root`, if one is given. Costs the

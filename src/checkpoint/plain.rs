@@ -5,7 +5,7 @@
 use super::refusal::{Cause, Refusal};
 use super::sniff::Stream;
 use super::{Result, danger};
-use crate::pickle::{self, ErrorKind, Limits};
+use crate::pickle::{self, ErrorKind, Limits, Pickle};
 use crate::source::Source;
 
 /// How much of a stream is read to find out what its pickles import.
@@ -19,9 +19,7 @@ const PICKLES: usize = 8;
 /// Bounds for a look at a stream whose objects are not wanted.
 fn limits() -> Limits {
     Limits {
-        objects: 4 << 20,
-        stack: 4 << 20,
-        memo: 1 << 20,
+        memory: 64 << 20,
         ..Limits::default()
     }
 }
@@ -60,7 +58,7 @@ fn judge(mut bytes: &[u8], unread: u64) -> Option<bool> {
                 let decided = match error.kind {
                     ErrorKind::NoStop | ErrorKind::NoNewline => unread == 0,
                     ErrorKind::Truncated { announced, left } => {
-                        announced.saturating_sub(left as u64) > unread
+                        announced.saturating_sub(left) > unread
                     }
                     ErrorKind::Limit { .. } => return Some(true),
                     _ => true,
@@ -68,13 +66,18 @@ fn judge(mut bytes: &[u8], unread: u64) -> Option<bool> {
                 return decided.then_some(false);
             }
         };
-        bytes = bytes.get(pickle.end()..).unwrap_or_default();
+        bytes = after(&pickle, bytes).unwrap_or_default();
         let last = unread == 0 && bytes.trim_ascii().is_empty();
         if last || pickle.calls() > 0 || !pickle.imports().is_empty() {
             return Some(true);
         }
     }
     Some(true)
+}
+
+/// What follows `pickle` in `bytes`, which begin with it.
+fn after<'a>(pickle: &Pickle, bytes: &'a [u8]) -> Option<&'a [u8]> {
+    bytes.get(usize::try_from(pickle.end()).ok()?..)
 }
 
 /// Why the stream is not converted: an attack by its name, else its format.
@@ -103,7 +106,7 @@ fn attack(mut bytes: &[u8]) -> Option<Refusal> {
                 if let Some(refusal) = danger::find(pickle.imports()) {
                     return Some(refusal);
                 }
-                bytes = bytes.get(pickle.end()..)?;
+                bytes = after(&pickle, bytes)?;
             }
             Err(failure) => return danger::find(&failure.imports),
         }

@@ -21,7 +21,7 @@ use super::refusal::{Cause, Refusal, shown};
 use super::safetensors::MAX_HEADER;
 use super::torch::{Meaning, Note, Parts, Storages, Torch, View};
 use super::{Checkpoint, Other, Storage, Tensor};
-use crate::pickle::{Call, Object, ObjectId, Pickle};
+use crate::pickle::{Call, Object, ObjectId, Pickle, Str};
 
 /// Looks at the values of a file before it is taken for an attack: so many for
 /// each of its values, and so many besides. Few values of a sound file are in
@@ -286,6 +286,9 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             Label::Key(key) => match (pickle.as_str(*key), pickle.as_int(*key)) {
                 (Some(text), _) => text.to_string(),
                 (None, Some(number)) => number.to_string(),
+                (None, None) if matches!(pickle.get(*key), Object::Str(Str::Apart(_))) => {
+                    return Err(too_large("one of its names is longer than any file name"));
+                }
                 (None, None) => {
                     if self.reaches_storage(child) || self.reaches_storage(*key) {
                         return Err(Refusal::new(
@@ -539,8 +542,8 @@ fn describe(pickle: &Pickle, id: ObjectId) -> (String, String) {
         Object::Int(value) => ("int", value.to_string()),
         Object::BigInt(bytes) => ("int", format!("{} bytes", bytes.len())),
         Object::Float(value) => ("float", format!("{value:?}")),
-        Object::Str(text) => ("str", quoted(text.as_bytes())),
-        Object::String8(bytes) => ("str", quoted(bytes)),
+        Object::Str(text) => ("str", text.as_bytes().map_or_else(String::new, quoted)),
+        Object::String8(text) => ("str", text.as_bytes().map_or_else(String::new, quoted)),
         Object::Bytes(bytes) => ("bytes", format!("{} bytes", bytes.len())),
         Object::ByteArray(bytes) => ("bytearray", format!("{} bytes", bytes.len())),
         Object::Tuple(tuple) => ("tuple", items(tuple.len())),

@@ -1,113 +1,79 @@
 //! Pickles that follow each other in a file, with other bytes around them. Only
-//! as much of the file is read as they take.
+//! as much of the file is read as the opcodes take.
 
 use super::refusal::{Cause, Refusal};
 use super::{Error, Result, danger};
-use crate::pickle::{self, ErrorKind, Limits, Pickle};
+use crate::pickle::{self, ErrorKind, Failure, Limits, Pickle, Window};
 use crate::source::{self, Source};
-
-/// How much is read at first, and then as long as a pickle goes on.
-const STEPS: [u64; 4] = [256 << 10, 4 << 20, 32 << 20, 256 << 20];
 
 /// Reads pickles one after the other.
 pub struct Pickles<'a> {
-    bytes: &'a [u8],
-    /// Bytes from the start of the file to `bytes`.
-    start: u64,
-    at: usize,
-    /// The file goes on after `bytes`.
-    more: bool,
-}
-
-/// Why a pickle could not be had.
-pub enum Failure {
-    /// It goes on after the bytes that were read.
-    TooShort,
-    Error(Error),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        Failure::Error(error)
-    }
-}
-
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Failure {
-        Failure::Error(refusal.into())
-    }
-}
-
-/// Calls `read` with the pickles from `offset` on: again with more of the file
-/// as long as one is cut off.
-pub fn with_pickles<T>(
-    source: &Source,
-    offset: u64,
-    mut read: impl FnMut(Pickles<'_>) -> std::result::Result<T, Failure>,
-) -> Result<T> {
-    let left = source.size().saturating_sub(offset);
-    for step in STEPS {
-        let bytes = source.read_at(offset, left.min(step))?;
-        let pickles = Pickles {
-            bytes: &bytes,
-            start: offset,
-            at: 0,
-            more: step < left,
-        };
-        match read(pickles) {
-            Ok(value) => return Ok(value),
-            Err(Failure::Error(error)) => return Err(error),
-            Err(Failure::TooShort) => {}
-        }
-    }
-    Err(Refusal::new(Cause::TooLarge, "its pickle is longer than 256 MiB").into())
+    source: &'a Source,
+    window: &'a Window<'a, Source>,
+    at: u64,
 }
 
 impl<'a> Pickles<'a> {
-    /// The next pickle.
-    pub fn next(&mut self) -> std::result::Result<Pickle<'a>, Failure> {
-        let rest = self.bytes.get(self.at..).unwrap_or_default();
-        let error = match pickle::parse(rest, &Limits::default()) {
-            Ok(pickle) => {
-                self.at += pickle.end();
-                return Ok(pickle);
-            }
-            Err(error) => error,
-        };
-        let cut_off = matches!(
-            error.kind,
-            ErrorKind::NoStop | ErrorKind::NoNewline | ErrorKind::Truncated { .. }
-        );
-        if cut_off && self.more {
-            return Err(Failure::TooShort);
+    /// Those from byte `offset` of the file on.
+    pub fn new(source: &'a Source, window: &'a Window<'a, Source>, offset: u64) -> Pickles<'a> {
+        Pickles {
+            source,
+            window,
+            at: offset,
         }
-        if let Some(attack) = danger::find(&error.imports) {
+    }
+
+    /// The next pickle. What is dangerous in it is refused.
+    pub fn next(&mut self) -> Result<Pickle<'a>> {
+        let pickle = pickle::parse_at(self.window, self.at, &Limits::default()).map_err(refuse)?;
+        if let Some(attack) = danger::find(pickle.imports()) {
             return Err(attack.into());
         }
-        let cause = match cut_off {
-            true => Cause::NotDownloaded,
-            false => Cause::Malformed,
-        };
-        Err(Refusal::new(cause, format!("its pickle is broken: {error}")).into())
+        self.at = pickle.end();
+        Ok(pickle)
     }
 
-    /// The bytes after the last pickle; too few of them when the file ends.
-    pub fn take(&mut self, len: usize) -> std::result::Result<&'a [u8], Failure> {
-        let end = self.at.checked_add(len);
-        match end.and_then(|end| self.bytes.get(self.at..end)) {
-            Some(bytes) => {
-                self.at += len;
-                Ok(bytes)
-            }
-            None if self.more => Err(Failure::TooShort),
-            None => Err(Refusal::new(Cause::NotDownloaded, "the file was cut off").into()),
-        }
+    /// The bytes after the last pickle.
+    pub fn take(&mut self, len: u64) -> Result<Vec<u8>> {
+        let bytes = self.source.read_at(self.at, len);
+        let bytes = bytes.map_err(|error| cut_off(error, "inside a record"))?;
+        self.at += len;
+        Ok(bytes)
     }
 
-    /// Bytes from the start of the file to what follows the last pickle.
+    /// Leaves out bytes after the last pickle.
+    pub fn skip(&mut self, len: u64) {
+        self.at = self.at.saturating_add(len);
+    }
+
+    /// Bytes from the start of the file to what was not read yet.
     pub fn offset(&self) -> u64 {
-        self.start + self.at as u64
+        self.at
     }
+}
+
+/// The pickles of the whole of `source` can be read through this.
+pub fn window(source: &Source) -> Window<'_, Source> {
+    Window::new(source, source.size())
+}
+
+/// Why a pickle that cannot be read to its end is refused.
+pub fn refuse(failure: Failure<source::Error>) -> Error {
+    let error = match failure {
+        Failure::Pickle(error) => error,
+        Failure::Read(error) => return error.into(),
+    };
+    if let Some(attack) = danger::find(&error.imports) {
+        return attack.into();
+    }
+    let cause = match error.kind {
+        ErrorKind::NoStop | ErrorKind::NoNewline | ErrorKind::Truncated { .. } => {
+            Cause::NotDownloaded
+        }
+        ErrorKind::Limit { .. } => Cause::TooLarge,
+        _ => Cause::Malformed,
+    };
+    Refusal::new(cause, format!("its pickle is broken: {error}")).into()
 }
 
 /// A read past the end of the file means that it was cut off there.

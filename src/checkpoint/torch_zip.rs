@@ -12,11 +12,11 @@ use super::refusal::{Cause, Refusal, shown};
 use super::storage::Table;
 use super::torch::{SavedStorage, StorageRef, Storages, Torch};
 use super::zip::{Archive, Entry};
-use super::{Checkpoint, Place, Result, danger, state_dict};
-use crate::pickle::{self, Limits};
+use super::{Checkpoint, Place, Result, danger, state_dict, stream};
+use crate::pickle::{self, Failure, Limits, Window};
 use crate::source::Source;
 
-/// Longer pickles are refused: 100,000 tensors take 15 MiB.
+/// Longer compressed pickles are refused: 100,000 tensors take 15 MiB.
 const MAX_PICKLE: u64 = 256 << 20;
 
 /// The newest version that torch reads (caffe2/serialize/versions.h,
@@ -50,14 +50,17 @@ pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
     let Some(entry) = in_root("data.pkl") else {
         return Err(unsupported("there is no data.pkl in this archive").into());
     };
-    let bytes = bytes(source, entry, MAX_PICKLE)?;
-    let pickle = match pickle::parse(&bytes, &Limits::default()) {
-        Ok(pickle) => pickle,
-        Err(error) => {
-            let attack = danger::find(&error.imports);
-            let broken =
-                || Refusal::new(Cause::Malformed, format!("its pickle is broken: {error}"));
-            return Err(attack.unwrap_or_else(broken).into());
+    let inflated;
+    let window;
+    let pickle = match entry.storage()?.place {
+        Place::File(offset) => {
+            window = Window::new(source, offset + entry.size);
+            pickle::parse_at(&window, offset, &Limits::default()).map_err(stream::refuse)?
+        }
+        _ => {
+            inflated = bytes(source, entry, MAX_PICKLE)?;
+            let parsed = pickle::parse(&inflated, &Limits::default());
+            parsed.map_err(|error| stream::refuse(Failure::Pickle(error)))?
         }
     };
     if let Some(attack) = danger::find(pickle.imports()) {

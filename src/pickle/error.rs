@@ -9,8 +9,8 @@ use super::object::Import;
 /// Displays as `byte 17 (BINUNICODE8): 4294967296 bytes announced, 12 left`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
-    /// Byte offset of the opcode that failed.
-    pub offset: usize,
+    /// Byte offset of the opcode that failed, from the start of the file.
+    pub offset: u64,
     /// Its name as in Python's `pickletools`; `None` where no known opcode stands.
     pub opcode: Option<&'static str>,
     /// What was wrong.
@@ -34,6 +34,29 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Why there is no pickle where one is read through a [`Window`](super::Window).
+#[derive(Debug, thiserror::Error)]
+pub enum Failure<E> {
+    /// The bytes are no pickle.
+    #[error(transparent)]
+    Pickle(#[from] Error),
+    /// The bytes could not be read.
+    #[error(transparent)]
+    Read(E),
+}
+
+/// What ends the run of the machine, before the place is added.
+pub(super) enum Stop<E> {
+    Kind(ErrorKind),
+    Read(E),
+}
+
+impl<E> From<ErrorKind> for Stop<E> {
+    fn from(kind: ErrorKind) -> Stop<E> {
+        Stop::Kind(kind)
+    }
+}
+
 /// What was wrong with a pickle.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -53,7 +76,7 @@ pub enum ErrorKind {
         /// Bytes the argument should have.
         announced: u64,
         /// Bytes left in the input.
-        left: usize,
+        left: u64,
     },
     /// An argument reaches beyond the end of the frame its opcode is in.
     #[error("{announced} bytes announced, {left} left in the frame")]
@@ -61,13 +84,13 @@ pub enum ErrorKind {
         /// Bytes the argument should have.
         announced: u64,
         /// Bytes left in the frame.
-        left: usize,
+        left: u64,
     },
     /// A frame ends in another place than the opcodes in it.
     #[error("the last frame has not been read to its end ({left} left)")]
     FrameNotEnded {
         /// Bytes left in the frame.
-        left: usize,
+        left: u64,
     },
     /// A text argument has no newline before the end of the input or frame.
     #[error("the line does not end")]
@@ -128,6 +151,9 @@ pub enum ErrorKind {
     /// A buffer that travels beside the pickle.
     #[error("the pickle refers to a buffer outside of itself")]
     OutOfBand,
+    /// Raw bytes for an object that has some.
+    #[error("raw bytes follow the same object twice")]
+    RawTwice,
     /// A bound of [`Limits`](super::Limits).
     #[error("more than {limit} {what}")]
     Limit {

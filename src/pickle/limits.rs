@@ -1,23 +1,18 @@
 //! What one pickle may cost at most.
 
-/// Bounds on the work and memory of one [`parse`](super::parse).
+/// Bounds on the work and memory of one [`parse`](super::parse) or
+/// [`parse_at`](super::parse_at).
 ///
-/// Memory is linear in the input with or without them: every opcode makes at
-/// most two objects, and no opcode copies what an earlier one made. They bound
-/// the factor. The defaults leave room for a checkpoint of a million tensors
-/// (about 30 opcodes, 20 objects and 6 memo entries each).
+/// The defaults leave room for a checkpoint of a million tensors (about 26
+/// opcodes, 120 bytes and 1 KiB of memory each).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Opcodes executed.
     pub opcodes: u64,
-    /// Objects in the arena, about 40 bytes each before what they hold.
-    pub objects: usize,
-    /// Objects on the stack at one time.
-    pub stack: usize,
-    /// Marks on the stack at one time: the depth of unfinished containers.
-    pub marks: usize,
-    /// Memo entries.
-    pub memo: usize,
+    /// Bytes of memory for the objects, the stack and the memo. The shorter the
+    /// pickle, the less it gets: 64 MiB and 24 bytes for each byte of its own,
+    /// payloads left apart not counted.
+    pub memory: u64,
     /// Bytes of a text line that holds a number.
     pub number_line: usize,
     /// Bytes of one integer, in two's complement.
@@ -26,20 +21,38 @@ pub struct Limits {
     pub name: usize,
     /// Distinct imports.
     pub imports: usize,
+    /// Bytes of the file that a [`Window`](super::Window) keeps.
+    pub held: u64,
+    /// Bytes of the longest payload that is read through a
+    /// [`Window`](super::Window); longer ones are left
+    /// [apart](super::Payload::Apart).
+    pub apart: u64,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
             opcodes: 128 << 20,
-            objects: 32 << 20,
-            stack: 16 << 20,
-            marks: 1 << 20,
-            memo: 8 << 20,
+            memory: 2 << 30,
             number_line: 4 << 10,
             long_bytes: 1 << 10,
             name: 1 << 10,
             imports: 16 << 10,
+            held: 256 << 20,
+            apart: 4 << 10,
         }
+    }
+}
+
+impl Limits {
+    /// Bytes of memory for a pickle of which `read` bytes have been executed.
+    ///
+    /// Of what picklers write, lists of two-byte integers take most for their
+    /// length: a slot and an object, 16 times their three bytes.
+    pub(super) fn memory_after(&self, read: u64) -> u64 {
+        const ANY: u64 = 64 << 20;
+        const FOR_EACH_BYTE: u64 = 24;
+        self.memory
+            .min(read.saturating_mul(FOR_EACH_BYTE).saturating_add(ANY))
     }
 }

@@ -4,23 +4,32 @@
 mod execute;
 
 use std::collections::{HashMap, HashSet};
+use std::mem;
 use std::sync::Arc;
 
-use super::Pickle;
-use super::error::{Error, ErrorKind};
+use super::error::{Error, ErrorKind, Failure, Stop};
+use super::input::Input;
 use super::limits::Limits;
 use super::memo::Memo;
-use super::object::{Call, CallKind, Import, Object, ObjectId};
-use super::opcode::Opcode;
+use super::object::{Call, CallKind, Import, Object, ObjectId, Payload, Span, Str};
+use super::objects::Objects;
+use super::opcode::{Argument, Opcode};
 use super::reader::Reader;
-use super::text;
+use super::{Pickle, Step, text};
 
 type Result<T> = std::result::Result<T, ErrorKind>;
+
+/// What [`Limits::name`] bounds.
+const NAME_BYTES: &str = "bytes in the module or name of an import";
 
 pub(super) struct Machine<'a, 'l> {
     reader: Reader<'a>,
     limits: &'l Limits,
-    objects: Vec<Object<'a>>,
+    /// Payloads longer than this are left apart.
+    apart: u64,
+    objects: Objects<'a>,
+    /// Bytes that the objects hold outside of the arena.
+    heap: usize,
     constants: Constants,
     stack: Vec<ObjectId>,
     /// Heights of the stack at each MARK, lowest first.
@@ -32,8 +41,11 @@ pub(super) struct Machine<'a, 'l> {
     calls: u64,
     /// Tuples that hold, at any depth, what Python cannot hash.
     unhashable_tuples: HashSet<ObjectId>,
+    executed: u64,
     /// Byte offset of the opcode in execution.
-    offset: usize,
+    offset: u64,
+    /// The opcode in execution, if it is one.
+    opcode: Option<Opcode>,
 }
 
 /// Objects there is one of, made on first use.
@@ -43,14 +55,19 @@ struct Constants {
     r#false: Option<ObjectId>,
     r#true: Option<ObjectId>,
     empty_tuple: Option<ObjectId>,
+    /// The integers of one byte, by value; empty or 256 of them.
+    small: Vec<Option<ObjectId>>,
 }
 
 impl<'a, 'l> Machine<'a, 'l> {
-    pub(super) fn new(input: &'a [u8], limits: &'l Limits) -> Machine<'a, 'l> {
+    /// At byte `offset` of the input.
+    pub(super) fn new<I: Input<'a>>(input: &I, offset: u64, limits: &'l Limits) -> Machine<'a, 'l> {
         Machine {
-            reader: Reader::new(input),
+            reader: Reader::new(offset, input.end()),
             limits,
-            objects: Vec::new(),
+            apart: input.apart(limits),
+            objects: Objects::default(),
+            heap: 0,
             constants: Constants::default(),
             stack: Vec::new(),
             marks: Vec::new(),
@@ -59,76 +76,182 @@ impl<'a, 'l> Machine<'a, 'l> {
             imports: Vec::new(),
             calls: 0,
             unhashable_tuples: HashSet::new(),
-            offset: 0,
+            executed: 0,
+            offset,
+            opcode: None,
         }
     }
 
-    /// Executes opcodes up to STOP.
-    pub(super) fn run(mut self) -> std::result::Result<Pickle<'a>, Error> {
-        let mut opcode = None;
-        match self.run_to_stop(&mut opcode) {
-            Ok(root) => Ok(Pickle {
-                objects: self.objects,
-                root,
-                imports: self.imports,
-                calls: self.calls,
-                end: self.reader.position(),
-            }),
-            Err(kind) => Err(Error {
+    /// Executes opcodes up to the next BUILD, or to STOP.
+    pub(super) fn resume<I: Input<'a>>(
+        &mut self,
+        input: &I,
+    ) -> std::result::Result<Step<'a>, Failure<I::Error>> {
+        self.run(input).map_err(|stop| self.failure(stop))
+    }
+
+    /// What stopped the machine, with the place.
+    pub(super) fn failure<E>(&mut self, stop: Stop<E>) -> Failure<E> {
+        match stop {
+            Stop::Read(error) => Failure::Read(error),
+            Stop::Kind(kind) => Failure::Pickle(Error {
                 offset: self.offset,
-                opcode: opcode.map(Opcode::name),
+                opcode: self.opcode.map(Opcode::name),
                 kind,
-                imports: self.imports,
+                imports: mem::take(&mut self.imports),
                 calls: self.calls,
             }),
         }
     }
 
-    /// Leaves the opcode that failed, if it is one, in `current`.
-    fn run_to_stop(&mut self, current: &mut Option<Opcode>) -> Result<ObjectId> {
-        let mut executed = 0;
+    fn run<I: Input<'a>>(&mut self, input: &I) -> std::result::Result<Step<'a>, Stop<I::Error>> {
         loop {
-            *current = None;
+            self.opcode = None;
             self.offset = self.reader.position();
+            self.reader.hold(input, 1 + Argument::FIXED, self.limits)?;
             let byte = self.reader.opcode()?;
             let opcode = Opcode::from_byte(byte).ok_or(ErrorKind::UnknownOpcode(byte))?;
-            *current = Some(opcode);
-            executed += 1;
-            if executed > self.limits.opcodes {
-                return Err(limit("opcodes", self.limits.opcodes));
+            self.opcode = Some(opcode);
+            self.executed += 1;
+            if self.executed > self.limits.opcodes {
+                return Err(limit("opcodes", self.limits.opcodes).into());
             }
             if opcode == Opcode::Stop {
                 // Where a frame goes on after STOP, readers do not agree on
                 // where the next pickle begins.
                 self.reader.end_frame()?;
-                return self.pop();
+                return Ok(Step::Done(Pickle {
+                    root: self.pop()?,
+                    objects: mem::take(&mut self.objects),
+                    imports: mem::take(&mut self.imports),
+                    calls: self.calls,
+                    end: self.reader.position(),
+                }));
             }
+            self.hold_argument(input, opcode)?;
             self.execute(opcode)?;
+            self.check_memory()?;
+            if opcode == Opcode::Build {
+                return Ok(Step::Built(self.top()?));
+            }
         }
+    }
+
+    /// Reads on until the argument of `opcode` is held, as far as there is one.
+    fn hold_argument<I: Input<'a>>(
+        &mut self,
+        input: &I,
+        opcode: Opcode,
+    ) -> std::result::Result<(), Stop<I::Error>> {
+        if self.reader.holds_all() {
+            return Ok(());
+        }
+        let lines = |count: usize, length: usize| (count, length.saturating_add(1) as u64);
+        let (count, length) = match opcode.argument() {
+            Argument::Fixed => return Ok(()),
+            Argument::Payload(width) => return self.hold_counted(input, width, self.apart),
+            Argument::Integer(width) => {
+                return self.hold_counted(input, width, self.limits.long_bytes as u64);
+            }
+            Argument::Number => lines(1, self.limits.number_line),
+            Argument::Names => lines(2, self.limits.name),
+            Argument::Text => lines(1, usize::MAX),
+        };
+        let longest = length.saturating_mul(count as u64);
+        loop {
+            let held = self.reader.held();
+            let newlines = held.iter().filter(|&&byte| byte == b'\n');
+            if newlines.take(count).count() == count
+                || held.len() as u64 >= longest
+                || self.reader.holds_all()
+            {
+                return Ok(());
+            }
+            let more = (held.len() as u64 + 1).saturating_mul(2).min(longest);
+            self.reader.hold(input, more, self.limits)?;
+        }
+    }
+
+    /// Holds a length of `width` bytes and, unless it is above `longest`, as
+    /// many bytes after it.
+    fn hold_counted<I: Input<'a>>(
+        &mut self,
+        input: &I,
+        width: usize,
+        longest: u64,
+    ) -> std::result::Result<(), Stop<I::Error>> {
+        let mut length = [0; 8];
+        for (to, from) in length[..width].iter_mut().zip(self.reader.held()) {
+            *to = *from;
+        }
+        let length = u64::from_le_bytes(length);
+        if length > longest {
+            return Ok(());
+        }
+        let argument = length.saturating_add(width as u64);
+        self.reader.hold(input, argument, self.limits)
+    }
+
+    fn check_memory(&self) -> Result<()> {
+        let memory = self.heap
+            + self.objects.memory()
+            + self.memo.memory()
+            + self.stack.capacity() * size_of::<ObjectId>()
+            + self.marks.capacity() * size_of::<usize>()
+            + self.unhashable_tuples.capacity() * (size_of::<ObjectId>() + 1);
+        let most = self.limits.memory_after(self.reader.taken());
+        if memory as u64 > most {
+            return Err(limit("bytes of memory", most));
+        }
+        Ok(())
+    }
+}
+
+/// What the machine shows between two steps, and what it is told there.
+impl<'a> Machine<'a, '_> {
+    pub(super) fn position(&self) -> u64 {
+        self.reader.position()
+    }
+
+    pub(super) fn objects(&self) -> &Objects<'a> {
+        &self.objects
+    }
+
+    pub(super) fn imports(&self) -> &[Import] {
+        &self.imports
+    }
+
+    pub(super) fn peek<I: Input<'a>>(
+        &mut self,
+        input: &I,
+    ) -> std::result::Result<Option<u8>, Stop<I::Error>> {
+        self.reader.hold(input, 1, self.limits)?;
+        Ok(self.reader.held().first().copied())
+    }
+
+    pub(super) fn claim(&mut self, built: ObjectId, gap: u64, len: u64) -> Result<Span> {
+        if self.objects.raw(built).is_some() {
+            return Err(ErrorKind::RawTwice);
+        }
+        let span = self.reader.raw(gap, len)?;
+        self.objects.set_raw(built, span);
+        Ok(span)
     }
 }
 
 /// The arena, the stack and the memo.
 impl<'a> Machine<'a, '_> {
     fn object(&self, id: ObjectId) -> &Object<'a> {
-        &self.objects[id.index()]
+        self.objects.get(id)
     }
 
     fn new_object(&mut self, object: Object<'a>) -> Result<ObjectId> {
-        let index = self.objects.len();
-        match ObjectId::from_index(index) {
-            Some(id) if index < self.limits.objects => {
-                self.objects.push(object);
-                Ok(id)
-            }
-            _ => Err(limit("objects", self.limits.objects as u64)),
-        }
+        self.heap += object.heap();
+        let most = u64::from(u32::MAX) - 1;
+        self.objects.push(object).ok_or(limit("objects", most))
     }
 
     fn push(&mut self, object: ObjectId) -> Result<()> {
-        if self.stack.len() >= self.limits.stack {
-            return Err(limit("objects on the stack", self.limits.stack as u64));
-        }
         self.stack.push(object);
         Ok(())
     }
@@ -148,6 +271,22 @@ impl<'a> Machine<'a, '_> {
             None => {
                 let id = self.new_object(object)?;
                 *slot(&mut self.constants) = Some(id);
+                id
+            }
+        };
+        self.push(id)
+    }
+
+    /// The value of an integer of one byte. As in CPython, there is one object
+    /// for each.
+    fn push_small(&mut self, value: u8) -> Result<()> {
+        self.constants.small.resize(256, None);
+        let known = self.constants.small[usize::from(value)];
+        let id = match known {
+            Some(id) => id,
+            None => {
+                let id = self.new_object(Object::Int(value.into()))?;
+                self.constants.small[usize::from(value)] = Some(id);
                 id
             }
         };
@@ -210,9 +349,6 @@ impl<'a> Machine<'a, '_> {
 
     fn put(&mut self, index: u64) -> Result<()> {
         let object = self.top()?;
-        if self.memo.len() >= self.limits.memo {
-            return Err(limit("memo entries", self.limits.memo as u64));
-        }
         self.memo.put(index, object);
         Ok(())
     }
@@ -269,15 +405,16 @@ impl<'a> Machine<'a, '_> {
     /// The object on top of the stack, to be changed in place.
     fn target(&mut self) -> Result<&mut Object<'a>> {
         let top = self.top()?;
-        Ok(&mut self.objects[top.index()])
+        Ok(self.objects.get_mut(top))
     }
 
     fn append(&mut self, items: &[ObjectId]) -> Result<()> {
-        match self.target()? {
-            Object::List(list) => list.extend_from_slice(items),
-            Object::Call(call) => call.appended.extend_from_slice(items),
+        let list = match self.target()? {
+            Object::List(list) => list,
+            Object::Call(call) => &mut call.appended,
             other => return Err(wrong_type("a list", other)),
-        }
+        };
+        self.heap += extend(list, items);
         Ok(())
     }
 
@@ -285,11 +422,12 @@ impl<'a> Machine<'a, '_> {
         if let Object::Set(_) = self.target()? {
             self.check_members(members)?;
         }
-        match self.target()? {
-            Object::Set(set) => set.extend_from_slice(members),
-            Object::Call(call) => call.appended.extend_from_slice(members),
+        let set = match self.target()? {
+            Object::Set(set) => set,
+            Object::Call(call) => &mut call.appended,
             other => return Err(wrong_type("a set", other)),
-        }
+        };
+        self.heap += extend(set, members);
         Ok(())
     }
 
@@ -297,13 +435,31 @@ impl<'a> Machine<'a, '_> {
         if let Object::Dict(_) = self.target()? {
             self.check_keys(items)?;
         }
-        match self.target()? {
-            Object::Dict(dict) => dict.extend_from_slice(items),
-            Object::Call(call) => call.items.extend_from_slice(items),
+        let dict = match self.target()? {
+            Object::Dict(dict) => dict,
+            Object::Call(call) => &mut call.items,
             other => return Err(wrong_type("a dict", other)),
-        }
+        };
+        self.heap += extend(dict, items);
         Ok(())
     }
+
+    fn build(&mut self) -> Result<()> {
+        let state = self.pop()?;
+        let states = match self.target()? {
+            Object::Call(call) => &mut call.state,
+            other => return Err(wrong_type("the result of a call", other)),
+        };
+        self.heap += extend(states, &[state]);
+        Ok(())
+    }
+}
+
+/// Appends `items` and says by how many bytes the memory of `list` grew.
+fn extend<T: Copy>(list: &mut Vec<T>, items: &[T]) -> usize {
+    let before = list.capacity();
+    list.extend_from_slice(items);
+    (list.capacity() - before) * size_of::<T>()
 }
 
 /// Names and calls.
@@ -328,15 +484,15 @@ impl Machine<'_, '_> {
     /// so it names a module as well as any other.
     fn global_operand(&self, id: ObjectId) -> Result<&str> {
         let text = match self.object(id) {
+            Object::Str(Str::Apart(_)) | Object::String8(Payload::Apart(_)) => {
+                return Err(limit(NAME_BYTES, self.apart));
+            }
             Object::Str(text) => text.as_str().ok_or(ErrorKind::NotUtf8)?,
-            Object::String8(bytes) => text::utf8(bytes)?,
+            Object::String8(Payload::Here(bytes)) => text::utf8(bytes)?,
             other => return Err(wrong_type("a str", other)),
         };
         if text.len() > self.limits.name {
-            return Err(limit(
-                "bytes in the module or name of an import",
-                self.limits.name as u64,
-            ));
+            return Err(limit(NAME_BYTES, self.limits.name as u64));
         }
         Ok(text)
     }

@@ -10,6 +10,11 @@
 //! copied, and [`Limits`] bounds the rest. Cycles are legal in a pickle: a
 //! reader of the arena has to expect them, and any depth of nesting.
 //!
+//! A pickle within a large file is read with [`parse_at`] through a [`Window`],
+//! which reads the opcodes and leaves long payloads where they are
+//! ([`Payload::Apart`]). Where raw bytes stand between the opcodes, as in the
+//! streams of joblib, a [`Parser`] lets its caller say how many.
+//!
 //! # Which pickles are accepted
 //!
 //! Those that `pickle.loads` of CPython accepts, when every import and every
@@ -38,21 +43,28 @@
 //! interface.
 
 mod error;
+mod input;
 mod integer;
 mod limits;
 mod machine;
 mod memo;
 mod object;
+mod objects;
 mod opcode;
+mod parser;
 mod reader;
 mod text;
 
-use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::Deref;
 
-pub use error::{Error, ErrorKind};
+pub use error::{Error, ErrorKind, Failure};
+pub use input::{ReadAt, Window};
 pub use limits::Limits;
-pub use object::{Call, CallKind, Import, Object, ObjectId, PersistentId, Str};
+pub use object::{Call, CallKind, Import, Object, ObjectId, Payload, PersistentId, Span, Str};
+pub use objects::Objects;
+pub use parser::{Parser, Step};
+
+use machine::Machine;
 
 /// Reads the first pickle in `input` and stops after its STOP.
 ///
@@ -60,7 +72,35 @@ pub use object::{Call, CallKind, Import, Object, ObjectId, PersistentId, Str};
 ///
 /// The first opcode that cannot be executed, see [`Error`].
 pub fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Pickle<'a>, Error> {
-    machine::Machine::new(input, limits).run()
+    let mut machine = Machine::new(&input, 0, limits);
+    loop {
+        match machine.resume(&input) {
+            Ok(Step::Built(_)) => {}
+            Ok(Step::Done(pickle)) => return Ok(pickle),
+            Err(Failure::Pickle(error)) => return Err(error),
+            Err(Failure::Read(never)) => match never {},
+        }
+    }
+}
+
+/// Reads the pickle that begins at byte `offset` of the file behind `window`,
+/// and stops after its STOP. Payloads longer than [`Limits::apart`] are not
+/// read.
+///
+/// # Errors
+///
+/// The first opcode that cannot be executed, or bytes that cannot be read.
+pub fn parse_at<'a, R: ReadAt + ?Sized>(
+    window: &'a Window<'_, R>,
+    offset: u64,
+    limits: &Limits,
+) -> Result<Pickle<'a>, Failure<R::Error>> {
+    let mut parser = Parser::new(window, offset, limits);
+    loop {
+        if let Step::Done(pickle) = parser.resume()? {
+            return Ok(pickle);
+        }
+    }
 }
 
 /// Whether `byte` is an opcode of protocols 0 to 5.
@@ -68,34 +108,33 @@ pub fn is_opcode(byte: u8) -> bool {
     opcode::Opcode::from_byte(byte).is_some()
 }
 
-/// The objects of one pickle.
+/// One pickle: its [`Objects`], which it dereferences to, and the facts of its
+/// stream.
 #[derive(Debug, Clone)]
 pub struct Pickle<'a> {
-    objects: Vec<Object<'a>>,
+    objects: Objects<'a>,
     root: ObjectId,
     imports: Vec<Import>,
     calls: u64,
-    end: usize,
+    end: u64,
 }
 
-impl<'a> Pickle<'a> {
+impl<'a> Deref for Pickle<'a> {
+    type Target = Objects<'a>;
+
+    fn deref(&self) -> &Objects<'a> {
+        &self.objects
+    }
+}
+
+impl Pickle<'_> {
     /// The object the pickle is of.
     pub fn root(&self) -> ObjectId {
         self.root
     }
 
-    /// The object with this id, which has to come from this pickle.
-    pub fn get(&self, id: ObjectId) -> &Object<'a> {
-        &self.objects[id.index()]
-    }
-
-    /// Every object, in the order they were made.
-    pub fn ids(&self) -> impl Iterator<Item = ObjectId> {
-        (0..self.objects.len()).filter_map(ObjectId::from_index)
-    }
-
-    /// Bytes read, STOP included: the offset of what follows.
-    pub fn end(&self) -> usize {
+    /// The offset of what follows its STOP, from the start of the slice or file.
+    pub fn end(&self) -> u64 {
         self.end
     }
 
@@ -108,104 +147,4 @@ impl<'a> Pickle<'a> {
     pub fn calls(&self) -> u64 {
         self.calls
     }
-
-    /// The text of a `str` without surrogates, or of a Python-2 `str` in UTF-8.
-    pub fn as_str(&self, id: ObjectId) -> Option<&str> {
-        match self.get(id) {
-            Object::Str(text) => text.as_str(),
-            Object::String8(bytes) => str::from_utf8(bytes).ok(),
-            _ => None,
-        }
-    }
-
-    /// The value of an `int` that fits 64 bits; a `bool` is none.
-    pub fn as_int(&self, id: ObjectId) -> Option<i64> {
-        match *self.get(id) {
-            Object::Int(value) => Some(value),
-            _ => None,
-        }
-    }
-
-    /// The items of a `tuple`.
-    pub fn as_tuple(&self, id: ObjectId) -> Option<&[ObjectId]> {
-        match self.get(id) {
-            Object::Tuple(items) => Some(items),
-            _ => None,
-        }
-    }
-
-    /// The call that would have made the object.
-    pub fn as_call(&self, id: ObjectId) -> Option<&Call> {
-        match self.get(id) {
-            Object::Call(call) => Some(call),
-            _ => None,
-        }
-    }
-
-    /// Module and name of an import.
-    pub fn global(&self, id: ObjectId) -> Option<(&str, &str)> {
-        match self.get(id) {
-            Object::Global { module, name } => Some((module, name)),
-            _ => None,
-        }
-    }
-
-    /// The items of a dict, or those set in the result of a call, as a Python
-    /// dict would hold them: a repeated key keeps its place and takes the last
-    /// value. Keys that are scalars are compared by value, others by identity.
-    ///
-    /// Empty for any other object.
-    pub fn entries(&self, id: ObjectId) -> Vec<(ObjectId, ObjectId)> {
-        let written = match self.get(id) {
-            Object::Dict(items) => items,
-            Object::Call(call) => &call.items,
-            _ => return Vec::new(),
-        };
-        self.last_of_each_key(written)
-    }
-
-    /// What a Python dict would hold after these items were set one after the
-    /// other, as [`Pickle::entries`] has it.
-    pub fn last_of_each_key(&self, written: &[(ObjectId, ObjectId)]) -> Vec<(ObjectId, ObjectId)> {
-        let mut places = HashMap::with_capacity(written.len());
-        let mut entries: Vec<(ObjectId, ObjectId)> = Vec::with_capacity(written.len());
-        for &(key, value) in written {
-            let place = *places.entry(self.key(key)).or_insert(entries.len());
-            match entries.get_mut(place) {
-                Some(entry) => entry.1 = value,
-                None => entries.push((key, value)),
-            }
-        }
-        entries
-    }
-
-    fn key(&self, id: ObjectId) -> Key<'_> {
-        /// The floats that an `i64` can hold: from -2^63 to below 2^63.
-        const INT: Range<f64> = i64::MIN as f64..-(i64::MIN as f64);
-        match self.get(id) {
-            Object::Bool(value) => Key::Int(i64::from(*value)),
-            Object::Int(value) => Key::Int(*value),
-            Object::BigInt(bytes) => Key::BigInt(bytes),
-            Object::Float(value) if INT.contains(value) && value.fract() == 0.0 => {
-                Key::Int(*value as i64)
-            }
-            Object::Float(value) if !value.is_nan() => Key::Float(value.to_bits()),
-            Object::Str(text) => Key::Text(text.as_bytes()),
-            Object::String8(bytes) => Key::Text(bytes),
-            Object::Bytes(bytes) => Key::Bytes(bytes),
-            _ => Key::Identity(id),
-        }
-    }
-}
-
-/// What makes two dict keys the same key.
-#[derive(PartialEq, Eq, Hash)]
-enum Key<'p> {
-    /// An integer, a bool or a float without a fraction: `1 == True == 1.0`.
-    Int(i64),
-    BigInt(&'p [u8]),
-    Float(u64),
-    Text(&'p [u8]),
-    Bytes(&'p [u8]),
-    Identity(ObjectId),
 }

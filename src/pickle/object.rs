@@ -38,11 +38,11 @@ pub enum Object<'a> {
     /// A `str`.
     Str(Str<'a>),
     /// A Python-2 `str`: bytes in an encoding the reader has to know.
-    String8(Cow<'a, [u8]>),
+    String8(Payload<'a>),
     /// A `bytes`.
-    Bytes(&'a [u8]),
+    Bytes(Payload<'a>),
     /// A `bytearray`.
-    ByteArray(&'a [u8]),
+    ByteArray(Payload<'a>),
     /// A `tuple`.
     Tuple(Box<[ObjectId]>),
     /// A `list`.
@@ -89,6 +89,69 @@ impl Object<'_> {
             Object::Persistent(_) => "a persistent object",
         }
     }
+
+    /// Bytes of memory besides those of the enum, about.
+    pub(super) fn heap(&self) -> usize {
+        /// What an allocator adds.
+        const ALLOCATION: usize = 16;
+        let bytes = match self {
+            Object::BigInt(Cow::Owned(bytes)) => bytes.capacity(),
+            Object::Str(Str::Utf8(Cow::Owned(text))) => text.capacity(),
+            Object::Str(Str::Surrogates(Cow::Owned(bytes))) => bytes.capacity(),
+            Object::String8(Payload::Here(Cow::Owned(bytes))) => bytes.capacity(),
+            Object::Tuple(items) | Object::FrozenSet(items) => size_of_val::<[_]>(items),
+            Object::List(items) | Object::Set(items) => items.capacity() * size_of::<ObjectId>(),
+            Object::Dict(items) => items.capacity() * size_of::<(ObjectId, ObjectId)>(),
+            Object::Call(_) => size_of::<Call>(),
+            _ => 0,
+        };
+        match bytes {
+            0 => 0,
+            bytes => bytes + ALLOCATION,
+        }
+    }
+}
+
+/// A run of bytes in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Span {
+    /// Bytes from the start of the file.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// The bytes of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payload<'a> {
+    /// In memory.
+    Here(Cow<'a, [u8]>),
+    /// Not read: longer than [`Limits::apart`](super::Limits::apart) in a pickle
+    /// read through a [`Window`](super::Window).
+    Apart(Span),
+}
+
+impl Payload<'_> {
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Payload::Here(bytes) => bytes.len() as u64,
+            Payload::Apart(span) => span.len,
+        }
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes; `None` when they were left apart.
+    pub fn as_bytes(&self) -> Option<&[u8]> {
+        match self {
+            Payload::Here(bytes) => Some(bytes),
+            Payload::Apart(_) => None,
+        }
+    }
 }
 
 /// A Python `str`, which may hold lone surrogates.
@@ -99,6 +162,9 @@ pub enum Str<'a> {
     /// Text with surrogates, each as the three bytes that Python's
     /// `surrogatepass` writes; pairs are not joined, as in Python.
     Surrogates(Cow<'a, [u8]>),
+    /// Text that was not read, see [`Payload::Apart`]. Whether these bytes are
+    /// UTF-8 has not been looked at.
+    Apart(Span),
 }
 
 impl<'a> Str<'a> {
@@ -117,19 +183,21 @@ impl<'a> Str<'a> {
         Some(Str::Surrogates(Cow::Borrowed(bytes)))
     }
 
-    /// The text; `None` when it holds surrogates.
+    /// The text; `None` when it holds surrogates or was left apart.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Str::Utf8(text) => Some(text),
-            Str::Surrogates(_) => None,
+            Str::Surrogates(_) | Str::Apart(_) => None,
         }
     }
 
-    /// The text in UTF-8, surrogates as `surrogatepass` writes them.
-    pub fn as_bytes(&self) -> &[u8] {
+    /// The text in UTF-8, surrogates as `surrogatepass` writes them; `None`
+    /// when it was left apart.
+    pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {
-            Str::Utf8(text) => text.as_bytes(),
-            Str::Surrogates(bytes) => bytes,
+            Str::Utf8(text) => Some(text.as_bytes()),
+            Str::Surrogates(bytes) => Some(bytes),
+            Str::Apart(_) => None,
         }
     }
 }
@@ -181,8 +249,9 @@ pub enum CallKind {
 /// A name the pickle imports.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Import {
-    /// Byte offset of the first opcode that imports it.
-    pub offset: usize,
+    /// Byte offset of the first opcode that imports it, from the start of the
+    /// file.
+    pub offset: u64,
     /// The module, as written.
     pub module: Arc<str>,
     /// The name in that module; may be dotted.

@@ -32,6 +32,48 @@ macro_rules! opcodes {
     };
 }
 
+/// What follows the byte of an opcode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Argument {
+    /// Up to [`Argument::FIXED`] bytes, or none.
+    Fixed,
+    /// A length in so many bytes, and a payload.
+    Payload(usize),
+    /// A length in so many bytes, and an integer.
+    Integer(usize),
+    /// A line with a number.
+    Number,
+    /// A line with a module and one with a name.
+    Names,
+    /// A line of any length.
+    Text,
+}
+
+impl Argument {
+    /// Bytes of the longest argument of fixed size, and of the longest length.
+    pub(super) const FIXED: u64 = 8;
+}
+
+impl Opcode {
+    pub(super) fn argument(self) -> Argument {
+        match self {
+            Opcode::ShortBinString | Opcode::ShortBinUnicode | Opcode::ShortBinBytes => {
+                Argument::Payload(1)
+            }
+            Opcode::BinString | Opcode::BinUnicode | Opcode::BinBytes => Argument::Payload(4),
+            Opcode::BinUnicode8 | Opcode::BinBytes8 | Opcode::ByteArray8 => Argument::Payload(8),
+            Opcode::Long1 => Argument::Integer(1),
+            Opcode::Long4 => Argument::Integer(4),
+            Opcode::Int | Opcode::Long | Opcode::Float | Opcode::Get | Opcode::Put => {
+                Argument::Number
+            }
+            Opcode::Global | Opcode::Inst => Argument::Names,
+            Opcode::String | Opcode::Unicode | Opcode::PersId => Argument::Text,
+            _ => Argument::Fixed,
+        }
+    }
+}
+
 opcodes! {
     // Protocol 0: text.
     Mark MARK = b'(',

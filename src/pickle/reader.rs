@@ -1,89 +1,163 @@
 //! Arguments of opcodes out of the input, within the bounds of the frame.
 
-use super::error::ErrorKind;
+use super::error::{ErrorKind, Stop};
+use super::input::Input;
+use super::limits::Limits;
+use super::object::Span;
 
 /// A cursor over the input.
 ///
-/// An opcode and its argument lie on the same side of a frame's end: reads are
-/// bounded by `end`, which only [`Reader::opcode`] moves out of a frame.
+/// [`Reader::hold`] is the only place that reads from the input; the rest takes
+/// what is held. An opcode and its argument lie on the same side of a frame's
+/// end: arguments are bounded by `end`, which only [`Reader::opcode`] and
+/// [`Reader::raw`] move out of a frame.
 pub(super) struct Reader<'a> {
-    input: &'a [u8],
-    position: usize,
+    /// What is held of the input from `position` on.
+    rest: &'a [u8],
+    /// All offsets are from the start of the file.
+    position: u64,
     /// End of the frame, or of the input outside of frames.
-    /// `position <= end <= input.len()`.
-    end: usize,
+    /// `position <= end <= input_end`.
+    end: u64,
+    input_end: u64,
     in_frame: bool,
+    start: u64,
+    /// Bytes passed over.
+    passed: u64,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(input: &'a [u8]) -> Reader<'a> {
+    /// Starts at `start`, or at the end of an input that ends before.
+    pub(super) fn new(start: u64, input_end: u64) -> Reader<'a> {
+        let start = start.min(input_end);
         Reader {
-            input,
-            position: 0,
-            end: input.len(),
+            rest: &[],
+            position: start,
+            end: input_end,
+            input_end,
             in_frame: false,
+            start,
+            passed: 0,
         }
     }
 
-    /// Bytes read so far.
-    pub(super) fn position(&self) -> usize {
+    pub(super) fn position(&self) -> u64 {
         self.position
+    }
+
+    /// Bytes taken so far without those passed over.
+    pub(super) fn taken(&self) -> u64 {
+        self.position - self.start - self.passed
+    }
+
+    /// What is held of the bytes that come next.
+    pub(super) fn held(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// Whether everything up to the end of the input is held.
+    pub(super) fn holds_all(&self) -> bool {
+        self.rest.len() as u64 == self.input_end - self.position
+    }
+
+    /// Holds the next `wanted` bytes, or all up to the end of the input.
+    pub(super) fn hold<I: Input<'a>>(
+        &mut self,
+        input: &I,
+        wanted: u64,
+        limits: &Limits,
+    ) -> Result<(), Stop<I::Error>> {
+        let wanted = wanted.min(self.input_end - self.position);
+        if (self.rest.len() as u64) < wanted {
+            self.rest = input.hold(self.position, wanted, limits)?;
+        }
+        Ok(())
     }
 
     /// The byte of the next opcode.
     pub(super) fn opcode(&mut self) -> Result<u8, ErrorKind> {
         if self.position == self.end {
-            self.in_frame = false;
-            self.end = self.input.len();
+            self.leave_frame();
         }
-        let byte = *self.input.get(self.position).ok_or(ErrorKind::NoStop)?;
+        let (byte, rest) = self.rest.split_first().ok_or(ErrorKind::NoStop)?;
+        self.rest = rest;
         self.position += 1;
-        Ok(byte)
+        Ok(*byte)
     }
 
     /// Starts a frame of `length` bytes at the current position.
     pub(super) fn begin_frame(&mut self, length: u64) -> Result<(), ErrorKind> {
         self.end_frame()?;
-        let left = self.input.len() - self.position;
-        match usize::try_from(length) {
-            Ok(length) if length <= left => {
-                self.in_frame = true;
-                self.end = self.position + length;
-                Ok(())
-            }
-            _ => Err(ErrorKind::Truncated {
+        let left = self.input_end - self.position;
+        if length > left {
+            return Err(ErrorKind::Truncated {
                 announced: length,
                 left,
-            }),
+            });
         }
+        self.in_frame = true;
+        self.end = self.position + length;
+        Ok(())
     }
 
     /// Fails where a frame has bytes left.
-    pub(super) fn end_frame(&mut self) -> Result<(), ErrorKind> {
-        match self.end - self.position {
+    pub(super) fn end_frame(&self) -> Result<(), ErrorKind> {
+        match self.left() {
             left if self.in_frame && left > 0 => Err(ErrorKind::FrameNotEnded { left }),
             _ => Ok(()),
         }
     }
 
+    fn leave_frame(&mut self) {
+        self.in_frame = false;
+        self.end = self.input_end;
+    }
+
+    /// Leaves `len` bytes apart that are no opcodes, after a gap. They lie
+    /// outside of frames.
+    pub(super) fn raw(&mut self, gap: u64, len: u64) -> Result<Span, ErrorKind> {
+        self.end_frame()?;
+        self.leave_frame();
+        let all = gap.saturating_add(len);
+        if all > self.left() {
+            return Err(self.too_short(all));
+        }
+        self.pass(gap);
+        self.span(len)
+    }
+
+    /// Leaves the next `len` bytes apart.
+    pub(super) fn span(&mut self, len: u64) -> Result<Span, ErrorKind> {
+        if len > self.left() {
+            return Err(self.too_short(len));
+        }
+        let offset = self.position;
+        self.pass(len);
+        Ok(Span { offset, len })
+    }
+
     pub(super) fn bytes(&mut self, length: u64) -> Result<&'a [u8], ErrorKind> {
-        let rest = &self.input[self.position..self.end];
-        match usize::try_from(length) {
-            Ok(length) if length <= rest.len() => {
+        let within = usize::try_from(length)
+            .ok()
+            .filter(|_| length <= self.left());
+        match within.and_then(|length| self.rest.split_at_checked(length)) {
+            Some((bytes, rest)) => {
+                self.rest = rest;
                 self.position += length;
-                Ok(&rest[..length])
+                Ok(bytes)
             }
-            _ => Err(self.too_short(length)),
+            None => Err(self.too_short(length)),
         }
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], ErrorKind> {
-        match self.input[self.position..self.end].first_chunk() {
-            Some(bytes) => {
-                self.position += N;
+        match self.rest.split_first_chunk() {
+            Some((bytes, rest)) if N as u64 <= self.left() => {
+                self.rest = rest;
+                self.position += N as u64;
                 Ok(*bytes)
             }
-            None => Err(self.too_short(N as u64)),
+            _ => Err(self.too_short(N as u64)),
         }
     }
 
@@ -124,14 +198,17 @@ impl<'a> Reader<'a> {
         limit: usize,
         what: &'static str,
     ) -> Result<&'a [u8], ErrorKind> {
-        let rest = &self.input[self.position..self.end];
-        let window = &rest[..rest.len().min(limit.saturating_add(1))];
+        let left = usize::try_from(self.left()).unwrap_or(usize::MAX);
+        let longest = left.min(limit.saturating_add(1));
+        let window = self.rest.get(..longest).unwrap_or(self.rest);
         match window.iter().position(|&byte| byte == b'\n') {
             Some(length) => {
-                self.position += length + 1;
-                Ok(&rest[..length])
+                let line = &window[..length];
+                self.rest = &self.rest[length + 1..];
+                self.position += length as u64 + 1;
+                Ok(line)
             }
-            None if window.len() < rest.len() => Err(ErrorKind::Limit {
+            None if longest < left => Err(ErrorKind::Limit {
                 what,
                 limit: limit as u64,
             }),
@@ -139,8 +216,23 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Bytes up to the end of the frame or input.
+    fn left(&self) -> u64 {
+        self.end - self.position
+    }
+
+    /// Passes over `length` bytes; there are as many left.
+    fn pass(&mut self, length: u64) {
+        let held = usize::try_from(length).ok();
+        self.rest = held
+            .and_then(|length| self.rest.get(length..))
+            .unwrap_or_default();
+        self.position += length;
+        self.passed += length;
+    }
+
     fn too_short(&self, announced: u64) -> ErrorKind {
-        let left = self.end - self.position;
+        let left = self.left();
         if self.in_frame {
             ErrorKind::BeyondFrame { announced, left }
         } else {

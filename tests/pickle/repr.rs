@@ -3,9 +3,10 @@
 //! A Python-2 string reads as `bytes`. A call is `callable(args)` or, through
 //! `__new__`, `callable.__new__(args)`, then `**{kwargs}` and what was done to the
 //! result: `state [..] appended [..] items {..}`. A persistent object is its id
-//! in `<>`, and an object within itself is `...`.
+//! in `<>`, and an object within itself is `...`. Bytes that were not read are
+//! `bytes[offset; length]`, text `str[..]`; those between opcodes are `raw [..]`.
 
-use stfs::pickle::{CallKind, Object, ObjectId, PersistentId, Pickle};
+use stfs::pickle::{CallKind, Object, ObjectId, Payload, PersistentId, Pickle, Span, Str};
 
 pub fn repr(pickle: &Pickle<'_>, id: ObjectId) -> String {
     Repr {
@@ -34,10 +35,10 @@ impl Repr<'_, '_> {
             Object::BigInt(bytes) => decimal(bytes),
             Object::Float(value) if value.is_nan() => "nan".into(),
             Object::Float(value) => format!("{value:?}"),
-            Object::Str(text) => quote(text.as_bytes()),
-            Object::String8(bytes) => bytes_literal(bytes),
-            Object::Bytes(bytes) => bytes_literal(bytes),
-            Object::ByteArray(bytes) => format!("bytearray({})", bytes_literal(bytes)),
+            Object::Str(Str::Apart(span)) => format!("str{}", apart(span)),
+            Object::Str(text) => text.as_bytes().map(quote).unwrap(),
+            Object::String8(bytes) | Object::Bytes(bytes) => payload(bytes),
+            Object::ByteArray(bytes) => format!("bytearray({})", payload(bytes)),
             Object::Tuple(items) if items.len() == 1 => format!("({},)", self.list(items)),
             Object::Tuple(items) => format!("({})", self.list(items)),
             Object::List(items) => format!("[{}]", self.list(items)),
@@ -64,6 +65,9 @@ impl Repr<'_, '_> {
                 }
                 if !call.items.is_empty() {
                     text += &format!(" items {{{}}}", self.items(&call.items));
+                }
+                if let Some(span) = self.pickle.raw(id) {
+                    text += &format!(" raw {}", apart(&span));
                 }
                 text
             }
@@ -112,6 +116,17 @@ fn decimal(bytes: &[u8]) -> String {
         .rev()
         .map(|&digit| char::from(digit))
         .collect()
+}
+
+fn payload(payload: &Payload) -> String {
+    match payload {
+        Payload::Here(bytes) => bytes_literal(bytes),
+        Payload::Apart(span) => format!("bytes{}", apart(span)),
+    }
+}
+
+fn apart(span: &Span) -> String {
+    format!("[{}; {}]", span.offset, span.len)
 }
 
 fn bytes_literal(bytes: &[u8]) -> String {

@@ -185,9 +185,11 @@ impl<'p, S: Storages> Torch<'p, S> {
     /// Bytes of a text or of another scalar that is compared by its bytes.
     fn text_len(&self, id: ObjectId) -> usize {
         match self.pickle.get(id) {
-            Object::Str(text) => text.as_bytes().len(),
-            Object::String8(bytes) | Object::BigInt(bytes) => bytes.len(),
-            Object::Bytes(bytes) => bytes.len(),
+            Object::Str(text) => text.as_bytes().map_or(0, <[u8]>::len),
+            Object::String8(bytes) | Object::Bytes(bytes) => {
+                bytes.as_bytes().map_or(0, <[u8]>::len)
+            }
+            Object::BigInt(bytes) => bytes.len(),
             _ => 0,
         }
     }

@@ -78,8 +78,8 @@ pub fn saved_storage<'p>(
 /// The text of a short string, without a look at the whole of a long one.
 fn short_text<'p>(pickle: &'p Pickle, id: ObjectId) -> Option<&'p str> {
     let len = match pickle.get(id) {
-        Object::Str(text) => text.as_bytes().len(),
-        Object::String8(bytes) => bytes.len(),
+        Object::Str(text) => text.as_bytes()?.len(),
+        Object::String8(bytes) => bytes.as_bytes()?.len(),
         _ => return None,
     };
     (len <= MAX_KEY).then(|| pickle.as_str(id)).flatten()

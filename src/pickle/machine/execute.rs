@@ -2,10 +2,10 @@
 
 use super::super::error::ErrorKind;
 use super::super::integer::{self, Base};
-use super::super::object::{CallKind, Object, PersistentId, Str};
+use super::super::object::{CallKind, Object, Payload, PersistentId, Str};
 use super::super::opcode::Opcode;
 use super::super::text;
-use super::{Machine, Result, limit, wrong_type};
+use super::{Machine, NAME_BYTES, Result, limit};
 
 impl<'a> Machine<'a, '_> {
     /// Executes any opcode but STOP, at which [`Machine::run`] ends.
@@ -38,7 +38,7 @@ impl<'a> Machine<'a, '_> {
             }
             Opcode::BinInt1 => {
                 let value = self.reader.u8()?;
-                self.push_new(Object::Int(value.into()))
+                self.push_small(value)
             }
             Opcode::BinInt2 => {
                 let value = self.reader.u16()?;
@@ -64,7 +64,7 @@ impl<'a> Machine<'a, '_> {
             // Text and bytes.
             Opcode::String => {
                 let bytes = text::quoted(self.reader.line()?)?;
-                self.push_new(Object::String8(bytes))
+                self.push_new(Object::String8(Payload::Here(bytes)))
             }
             Opcode::BinString => {
                 let length = self.reader.signed_length()?;
@@ -104,7 +104,7 @@ impl<'a> Machine<'a, '_> {
             }
             Opcode::ByteArray8 => {
                 let length = self.reader.u64()?;
-                let bytes = self.reader.bytes(length)?;
+                let bytes = self.payload(length)?;
                 self.push_new(Object::ByteArray(bytes))
             }
 
@@ -159,9 +159,6 @@ impl<'a> Machine<'a, '_> {
 
             // The stack and the memo.
             Opcode::Mark => {
-                if self.marks.len() >= self.limits.marks {
-                    return Err(limit("marks", self.limits.marks as u64));
-                }
                 self.marks.push(self.stack.len());
                 Ok(())
             }
@@ -245,14 +242,7 @@ impl<'a> Machine<'a, '_> {
                 let args = self.new_tuple(args.to_vec())?;
                 self.call(CallKind::Obj, class, args, None)
             }
-            Opcode::Build => {
-                let state = self.pop()?;
-                match self.target()? {
-                    Object::Call(call) => call.state.push(state),
-                    other => return Err(wrong_type("the result of a call", other)),
-                }
-                Ok(())
-            }
+            Opcode::Build => self.build(),
             Opcode::PersId => {
                 let id = text::ascii(self.reader.line()?)?;
                 self.push_new(Object::Persistent(PersistentId::Text(id)))
@@ -286,8 +276,7 @@ impl<'a> Machine<'a, '_> {
     }
 
     fn name_line(&mut self) -> Result<&'a [u8]> {
-        self.reader
-            .line_within(self.limits.name, "bytes in the module or name of an import")
+        self.reader.line_within(self.limits.name, NAME_BYTES)
     }
 
     /// INT: protocols 0 and 1 have no other way to write a bool than `00` and
@@ -324,19 +313,30 @@ impl<'a> Machine<'a, '_> {
         self.push_new(integer::from_le_bytes(bytes))
     }
 
+    fn payload(&mut self, length: u64) -> Result<Payload<'a>> {
+        Ok(if length > self.apart {
+            Payload::Apart(self.reader.span(length)?)
+        } else {
+            Payload::Here(self.reader.bytes(length)?.into())
+        })
+    }
+
     fn string8(&mut self, length: u64) -> Result<()> {
-        let bytes = self.reader.bytes(length)?;
-        self.push_new(Object::String8(bytes.into()))
+        let bytes = self.payload(length)?;
+        self.push_new(Object::String8(bytes))
     }
 
     fn unicode(&mut self, length: u64) -> Result<()> {
-        let bytes = self.reader.bytes(length)?;
-        let text = Str::from_utf8(bytes).ok_or(ErrorKind::NotUtf8)?;
+        let text = if length > self.apart {
+            Str::Apart(self.reader.span(length)?)
+        } else {
+            Str::from_utf8(self.reader.bytes(length)?).ok_or(ErrorKind::NotUtf8)?
+        };
         self.push_new(Object::Str(text))
     }
 
     fn bytes(&mut self, length: u64) -> Result<()> {
-        let bytes = self.reader.bytes(length)?;
+        let bytes = self.payload(length)?;
         self.push_new(Object::Bytes(bytes))
     }
 }

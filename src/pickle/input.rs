@@ -1,0 +1,154 @@
+//! Where the bytes of a pickle come from: a slice, or a file of which only the
+//! opcodes are read.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+
+use elsa::FrozenVec;
+
+use super::error::{ErrorKind, Stop};
+use super::limits::Limits;
+
+/// Bytes that are read by range.
+pub trait ReadAt {
+    /// Why bytes could not be read.
+    type Error;
+
+    /// Fills `buffer` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// The bytes cannot be read, or end before the buffer is full.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Self::Error>;
+}
+
+/// What the machine reads from. `'a` is how long the bytes stay.
+pub(super) trait Input<'a> {
+    type Error;
+
+    /// Bytes from the start of the file to the end of the input.
+    fn end(&self) -> u64;
+
+    /// Payloads longer than this are left apart.
+    fn apart(&self, limits: &Limits) -> u64;
+
+    /// `wanted` bytes from `offset` on, or more; they lie before the end.
+    fn hold(
+        &self,
+        offset: u64,
+        wanted: u64,
+        limits: &Limits,
+    ) -> Result<&'a [u8], Stop<Self::Error>>;
+}
+
+impl<'a> Input<'a> for &'a [u8] {
+    type Error = Infallible;
+
+    fn end(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn apart(&self, _: &Limits) -> u64 {
+        u64::MAX
+    }
+
+    fn hold(&self, offset: u64, _: u64, _: &Limits) -> Result<&'a [u8], Stop<Infallible>> {
+        let rest = usize::try_from(offset).ok().and_then(|at| self.get(at..));
+        Ok(rest.unwrap_or_default())
+    }
+}
+
+/// A file that pickles are read from. It keeps what was read for as long as
+/// their objects borrow from it.
+///
+/// Reads follow the opcodes: the first one, and each after a payload left apart,
+/// is short, and those that continue it double.
+pub struct Window<'s, R: ?Sized> {
+    source: &'s R,
+    end: u64,
+    first_read: u64,
+    chunks: FrozenVec<Box<[u8]>>,
+    /// Bytes from the start of the file to the last chunk.
+    last: Cell<u64>,
+    /// Bytes in all chunks.
+    held: Cell<u64>,
+}
+
+/// About the opcodes around one array.
+const FIRST_READ: u64 = 512;
+const LONGEST_READ: u64 = 1 << 20;
+
+impl<'s, R: ReadAt + ?Sized> Window<'s, R> {
+    /// The bytes of `source` up to `end`, which is its size or less: no pickle
+    /// reaches beyond.
+    pub fn new(source: &'s R, end: u64) -> Window<'s, R> {
+        Window {
+            source,
+            end,
+            first_read: FIRST_READ,
+            chunks: FrozenVec::new(),
+            last: Cell::new(0),
+            held: Cell::new(0),
+        }
+    }
+
+    /// Sets the bytes of a read that continues no other (512 by default).
+    pub fn first_read(self, bytes: u64) -> Window<'s, R> {
+        Window {
+            first_read: bytes.clamp(1, LONGEST_READ),
+            ..self
+        }
+    }
+
+    /// Bytes read and kept so far.
+    pub fn held(&self) -> u64 {
+        self.held.get()
+    }
+}
+
+impl<'a, R: ReadAt + ?Sized> Input<'a> for &'a Window<'_, R> {
+    type Error = R::Error;
+
+    fn end(&self) -> u64 {
+        self.end
+    }
+
+    fn apart(&self, limits: &Limits) -> u64 {
+        limits.apart
+    }
+
+    fn hold(&self, offset: u64, wanted: u64, limits: &Limits) -> Result<&'a [u8], Stop<R::Error>> {
+        let last = self.chunks.last().unwrap_or_default();
+        let into_last = offset.checked_sub(self.last.get());
+        let rest = into_last
+            .and_then(|start| usize::try_from(start).ok())
+            .and_then(|start| last.get(start..));
+        let next_read = match rest {
+            Some(rest) if !last.is_empty() => {
+                if rest.len() as u64 >= wanted {
+                    return Ok(rest);
+                }
+                (last.len() as u64 * 2).min(LONGEST_READ)
+            }
+            _ => self.first_read,
+        };
+
+        let beyond = || ErrorKind::Limit {
+            what: "bytes held of the file",
+            limit: limits.held,
+        };
+        let length = next_read.max(wanted).min(self.end.saturating_sub(offset));
+        let held = self.held.get().saturating_add(length);
+        let size = usize::try_from(length).map_err(|_| beyond())?;
+        if held > limits.held {
+            return Err(beyond().into());
+        }
+        let mut chunk = vec![0; size].into_boxed_slice();
+        self.source
+            .read_exact_at(&mut chunk, offset)
+            .map_err(Stop::Read)?;
+        self.last.set(offset);
+        self.held.set(held);
+        Ok(self.chunks.push_get(chunk))
+    }
+}
