@@ -2,10 +2,14 @@
 
 #[path = "pickle/accepted.rs"]
 mod accepted;
+#[path = "pickle/joblib.rs"]
+mod joblib;
 #[path = "pickle/refused.rs"]
 mod refused;
 #[path = "pickle/repr.rs"]
 mod repr;
+#[path = "pickle/window.rs"]
+mod window;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

@@ -3,15 +3,16 @@
 /// Bounds on the work and memory of one [`parse`](super::parse) or
 /// [`parse_at`](super::parse_at).
 ///
-/// The defaults leave room for a checkpoint of a million tensors (about 26
-/// opcodes, 120 bytes and 1 KiB of memory each).
+/// The defaults leave room for a checkpoint of half a million tensors (about 26
+/// opcodes, 130 bytes and 1 KiB of memory each).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Opcodes executed.
     pub opcodes: u64,
     /// Bytes of memory for the objects, the stack and the memo. The shorter the
-    /// pickle, the less it gets: 64 MiB and 24 bytes for each byte of its own,
-    /// payloads left apart not counted.
+    /// pickle, the less it gets: 32 MiB and 24 bytes for each byte of its own,
+    /// payloads left apart not counted. This is looked at after each opcode, so
+    /// that one vector may have grown beyond.
     pub memory: u64,
     /// Bytes of a text line that holds a number.
     pub number_line: usize,
@@ -33,7 +34,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             opcodes: 128 << 20,
-            memory: 2 << 30,
+            memory: 512 << 20,
             number_line: 4 << 10,
             long_bytes: 1 << 10,
             name: 1 << 10,
@@ -50,7 +51,7 @@ impl Limits {
     /// Of what picklers write, lists of two-byte integers take most for their
     /// length: a slot and an object, 16 times their three bytes.
     pub(super) fn memory_after(&self, read: u64) -> u64 {
-        const ANY: u64 = 64 << 20;
+        const ANY: u64 = 32 << 20;
         const FOR_EACH_BYTE: u64 = 24;
         self.memory
             .min(read.saturating_mul(FOR_EACH_BYTE).saturating_add(ANY))

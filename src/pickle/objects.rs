@@ -18,6 +18,11 @@ impl<'a> Objects<'a> {
     /// `None` where no id is left.
     pub(super) fn push(&mut self, object: Object<'a>) -> Option<ObjectId> {
         let id = ObjectId::from_index(self.arena.len())?;
+        if self.arena.len() == self.arena.capacity() {
+            // By less than double: this is most of the memory of a pickle.
+            let more = (self.arena.len() / 4).max(64);
+            self.arena.reserve_exact(more);
+        }
         self.arena.push(object);
         Some(id)
     }
@@ -32,7 +37,7 @@ impl<'a> Objects<'a> {
 
     /// Bytes of memory without what the objects hold, about.
     pub(super) fn memory(&self) -> usize {
-        self.arena.len() * size_of::<Object>()
+        self.arena.capacity() * size_of::<Object>()
             + self.raw.capacity() * (size_of::<(ObjectId, Span)>() + 1)
     }
 }
