@@ -7,6 +7,8 @@ mod archive;
 mod corpus;
 #[path = "checkpoint/mutation.rs"]
 mod mutation;
+#[path = "checkpoint/npy.rs"]
+mod npy;
 #[path = "checkpoint/opcodes.rs"]
 mod opcodes;
 #[path = "checkpoint/sniffing.rs"]

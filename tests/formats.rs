@@ -29,24 +29,7 @@ const PENDING: &[(&str, &[&str])] = &[
             "joblib-numpy2-tensors.joblib",
         ],
     ),
-    (
-        "numpy's own files",
-        &[
-            "numpy-big-endian.npy",
-            "numpy-bool.npy",
-            "numpy-c.npy",
-            "numpy-complex128.npy",
-            "numpy-deflated.npz",
-            "numpy-empty.npy",
-            "numpy-fortran.npy",
-            "numpy-object-member.npz",
-            "numpy-objects.npy",
-            "numpy-scalar.npy",
-            "numpy-stored.npz",
-            "numpy-version2.npy",
-            "numpy-version3.npy",
-        ],
-    ),
+    ("numpy's own files", &[]),
     (
         "numpy arrays in plain pickles",
         &[

@@ -6,6 +6,9 @@ mod danger;
 mod dtype;
 mod legacy;
 mod legacy_tar;
+mod npy;
+mod npz;
+mod numpy;
 mod plain;
 mod refusal;
 mod safetensors;
@@ -128,6 +131,8 @@ pub fn read(source: &Source, content: Content, root: Option<&str>) -> Result<Che
         Content::Pickle(Stream::Tar) => legacy_tar::read(source, root),
         Content::Pickle(stream) => Err(plain::refuse(source, stream)?.into()),
         Content::NotACheckpoint(intruder) => Err(intruder.refusal().into()),
+        Content::Npy { .. } => npy::read(source, root),
+        Content::Npz { .. } => npz::read(source, root),
         Content::Safetensors | Content::Other => {
             Err(Refusal::new(Cause::Unsupported, "this is not a pickle checkpoint").into())
         }

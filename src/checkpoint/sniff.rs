@@ -4,7 +4,7 @@
 
 use super::refusal::{Cause, Refusal};
 use super::zip::Archive;
-use super::{Error, Result, plain};
+use super::{Error, Result, npy, npz, plain};
 use crate::source::Source;
 
 /// What the name of a file promises.
@@ -27,6 +27,14 @@ pub enum Content {
     /// Something else under the name of a checkpoint.
     NotACheckpoint(Intruder),
     Safetensors,
+    /// An array that numpy saved, or a zip archive of several: of numbers alone,
+    /// unless some of it may be `objects`, which numpy pickles.
+    Npy {
+        objects: bool,
+    },
+    Npz {
+        objects: bool,
+    },
     /// Anything else. Nothing in it is run by a loader of pickles.
     Other,
 }
@@ -55,10 +63,19 @@ pub enum Intruder {
 }
 
 impl Content {
-    /// Whether the file is to be looked at as a checkpoint: converted or refused,
-    /// and kept out of sight.
+    /// Whether the file is to be looked at as a checkpoint: converted or refused.
     pub fn is_checkpoint(self) -> bool {
         !matches!(self, Content::Safetensors | Content::Other)
+    }
+
+    /// Whether the file itself is kept out of sight, as checkpoints are in which
+    /// code may be hidden.
+    pub fn is_hidden(self) -> bool {
+        let numbers = matches!(
+            self,
+            Content::Npy { objects: false } | Content::Npz { objects: false }
+        );
+        self.is_checkpoint() && !numbers
     }
 }
 
@@ -136,6 +153,10 @@ pub fn sniff(source: &Source, promise: Promise) -> Result<Content> {
     if head.starts_with(b"PK\x03\x04") {
         return sniff_zip(source, promised, &head);
     }
+    if head.starts_with(npy::MAGIC) {
+        let objects = npy::may_hold_objects(source)?;
+        return Ok(Content::Npy { objects });
+    }
     let pickle = head.starts_with(&[0x80]) && plain::starts_like_pickle(&head);
     if looks_like_safetensors(&head, source.size()) && (promise == Promise::Safetensors || !pickle)
     {
@@ -179,7 +200,8 @@ fn intruder_if(promised: bool, intruder: Intruder) -> Content {
     }
 }
 
-/// A zip archive is a checkpoint when it has a `data.pkl`. One that cannot be
+/// A zip archive is a checkpoint when it has a `data.pkl`, and arrays when it has
+/// nothing else. One that cannot be
 /// read in one way only is judged by its name, and by the entry that torch
 /// writes first.
 fn sniff_zip(source: &Source, promised: bool, head: &[u8]) -> Result<Content> {
@@ -205,7 +227,8 @@ fn sniff_zip(source: &Source, promised: bool, head: &[u8]) -> Result<Content> {
     if names.iter().any(|name| is_pickle(name)) {
         Ok(Content::TorchZip)
     } else if arrays {
-        Ok(Content::Other)
+        let objects = npz::may_hold_objects(source)?;
+        Ok(Content::Npz { objects })
     } else {
         Ok(intruder_if(promised, Intruder::ZipWithoutPickle))
     }

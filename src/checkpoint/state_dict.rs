@@ -63,6 +63,29 @@ pub struct Contents {
 }
 
 impl Contents {
+    /// Adds a tensor; the names of all have to be told apart by the caller.
+    pub fn add(&mut self, name: &str, view: View) -> Result<(), Refusal> {
+        if name == "__metadata__" {
+            return Err(Refusal::new(
+                Cause::Inexpressible,
+                "a tensor is called `__metadata__`, which safetensors keeps for itself",
+            ));
+        }
+        if let Some(note) = view.note {
+            self.notes.push((name.to_string(), note));
+        }
+        self.tensors.push(Tensor {
+            name: name.to_string(),
+            dtype: view.dtype,
+            shape: view.shape,
+            strides: view.strides,
+            storage: view.storage,
+            offset: view.offset,
+            lazy: view.lazy,
+        });
+        Ok(())
+    }
+
     /// The checkpoint with these contents, whose tensors lie in `storages`.
     pub fn with(self, storages: Vec<Storage>) -> Checkpoint {
         let mut notes = Vec::new();
@@ -372,12 +395,6 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
     }
 
     fn add(&mut self, view: View) -> Result<(), Refusal> {
-        if self.path == "__metadata__" {
-            return Err(Refusal::new(
-                Cause::Inexpressible,
-                "a tensor is called `__metadata__`, which safetensors keeps for itself",
-            ));
-        }
         // Sizes and strides can be shared by tensors as names cannot.
         self.text += self.path.len() + size_of_val(&*view.shape) + size_of_val(&*view.strides);
         if self.contents.tensors.len() >= MAX_TENSORS || self.text > MAX_TEXT {
@@ -385,19 +402,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 "it has too many tensors for one safetensors header",
             ));
         }
-        if let Some(note) = view.note {
-            self.contents.notes.push((self.path.clone(), note));
-        }
-        self.contents.tensors.push(Tensor {
-            name: self.path.clone(),
-            dtype: view.dtype,
-            shape: view.shape,
-            strides: view.strides,
-            storage: view.storage,
-            offset: view.offset,
-            lazy: view.lazy,
-        });
-        Ok(())
+        self.contents.add(&self.path, view)
     }
 
     fn report(&mut self, kind: &str, repr: String) -> Result<(), Refusal> {

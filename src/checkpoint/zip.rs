@@ -106,6 +106,14 @@ pub struct Archive {
 impl Archive {
     /// Reads the central directory and every local header of `source`.
     pub fn read(source: &Source) -> Result<Archive> {
+        let entries = Archive::list(source)?;
+        let names = unique_names(&entries)?;
+        Ok(Archive { entries, names })
+    }
+
+    /// The entries of `source`, none of which shares a byte with another. Two may
+    /// have one name.
+    pub fn list(source: &Source) -> Result<Vec<Entry>> {
         let directory = Directory::find(source)?;
         let listed = directory.entries(source)?;
         let mut entries = Vec::with_capacity(listed.len());
@@ -132,8 +140,7 @@ impl Archive {
         }
         refuse_bomb(&entries, source.size())?;
         refuse_overlaps(extents)?;
-        let names = unique_names(&entries)?;
-        Ok(Archive { entries, names })
+        Ok(entries)
     }
 
     /// The names in the central directory of `source`, without a look at the

@@ -2,8 +2,8 @@
 
 /// Endings of checkpoint files.
 const ENDINGS: &[&str] = &[
-    "bin", "pt", "pth", "ckpt", "pkl", "pickle", "pdparams", "th", "pyth", "joblib", "pth.tar",
-    "pt.tar",
+    "bin", "pt", "pth", "ckpt", "pkl", "pickle", "pdparams", "th", "pyth", "joblib", "npy", "npz",
+    "pth.tar", "pt.tar",
 ];
 
 /// The ending of converted files, with its dot.

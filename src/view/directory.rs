@@ -170,7 +170,7 @@ impl View {
             name.and_then(names::index_name).is_some()
                 && self.sources.index(path, metadata).is_some()
         };
-        self.options.show_pickles || !content.is_checkpoint() && !is_index()
+        self.options.show_pickles || !content.is_hidden() && !is_index()
     }
 
     /// Whether a real file keeps a derived one from being called `name`.

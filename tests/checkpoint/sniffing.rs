@@ -65,7 +65,6 @@ fn ordinary_files_called_bin_are_something_else() {
         ("random", b"\x93\xe1\x7f\x03\xd2\x8a\x11\x29\x00\xfe"),
         ("zeros", &[0; 4096]),
         ("ELF", b"\x7fELF\x02\x01\x01\0"),
-        ("numpy", b"\x93NUMPY\x01\0v\0{'descr': '<f4'}"),
         ("HDF5", b"\x89HDF\r\n\x1a\n\0\0\0\0"),
         ("protobuf", b"\x08\x01\x12\x04cos\n\x1a\x02R."),
     ];
@@ -201,13 +200,41 @@ fn zip_archives_are_checkpoints_by_their_pickle() {
     let cut = &torch[..torch.len() - 40];
     assert_eq!(content(cut, Promise::Nothing), Content::TorchZip);
     assert_eq!(content(cut, Promise::Checkpoint), Content::TorchZip);
+}
 
-    let mut arrays = Archive::default();
-    arrays.push("a.npy", b"\x93NUMPY");
+#[test]
+fn arrays_are_hidden_only_where_they_may_hold_pickles() {
+    for (descr, objects) in [
+        ("'<f4'", false),
+        ("[('a', '<f4'), ('b', '|V3')]", false),
+        ("'|O'", true),
+        ("[('a', '<f4'), ('b', '|O')]", true),
+        ("'object'", true),
+        ("'|\\x4f'", true),
+        ("'\u{ff2f}'", true),
+    ] {
+        let text = format!("{{'descr': {descr}, 'fortran_order': False, 'shape': ()}}\n");
+        let len = (text.len() as u16).to_le_bytes();
+        let array = [b"\x93NUMPY\x01\0", &len[..], text.as_bytes()].concat();
+        let mut archive = Archive::default();
+        archive.push("a.npy", &array);
+        for promise in [Promise::Checkpoint, Promise::Nothing] {
+            let (npy, npz) = (content(&array, promise), content(&archive.bytes(), promise));
+            assert_eq!(npy, Content::Npy { objects }, "{descr}");
+            assert_eq!(npz, Content::Npz { objects }, "{descr}");
+            assert!(npy.is_checkpoint() && npz.is_checkpoint());
+            assert_eq!((npy.is_hidden(), npz.is_hidden()), (objects, objects));
+        }
+    }
+    // What cannot be read may hold anything.
+    let objects = true;
     assert_eq!(
-        content(&arrays.bytes(), Promise::Checkpoint),
-        Content::Other
+        promised(b"\x93NUMPY\x01\0v\0{'descr'"),
+        Content::Npy { objects }
     );
+    let mut archive = Archive::default();
+    archive.push("a.npy", b"no array");
+    assert_eq!(promised(&archive.bytes()), Content::Npz { objects });
 }
 
 #[test]

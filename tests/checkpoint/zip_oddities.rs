@@ -216,7 +216,7 @@ fn dir_with(name: &str, bytes: &[u8]) -> tempfile::TempDir {
 }
 
 /// Makes an entry a deflated one of `size` bytes.
-fn deflate(entry: &mut Entry, size: usize) {
+pub fn deflate(entry: &mut Entry, size: usize) {
     let mut deflated = Vec::new();
     let mut encoder = flate2::read::DeflateEncoder::new(entry.data.as_slice(), Default::default());
     encoder.read_to_end(&mut deflated).unwrap();

@@ -29,6 +29,8 @@ fn stems() {
         ("x.pth.tar", "x"),
         ("x.pkl", "x"),
         ("x.pdparams", "x"),
+        ("x.npy", "x"),
+        ("x.npz", "x"),
         ("v1.5-pruned.ckpt", "v1.5-pruned"),
         ("x.y", "x.y"),
         ("x", "x"),

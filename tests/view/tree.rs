@@ -19,6 +19,34 @@ fn example(name: &str) -> View {
 }
 
 #[test]
+fn arrays_of_numbers_are_shown_beside_what_they_turn_into() {
+    let array = |descr: &str| {
+        let text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ()}}\n");
+        let len = (text.len() as u16).to_le_bytes();
+        [b"\x93NUMPY\x01\0", &len[..], text.as_bytes(), b"\x07"].concat()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    support::write(&dir.path().join("seven.npy"), &array("|u1"));
+    support::write(&dir.path().join("text.npy"), &array("|S1"));
+    support::write(&dir.path().join("objects.npy"), &array("|O"));
+    let view = view(dir.path());
+    assert_eq!(
+        names(&view, ""),
+        [
+            "objects.npy.refused.txt",
+            "seven.npy",
+            "seven.safetensors",
+            "seven.tensors",
+            "text.npy",
+            "text.npy.refused.txt",
+        ]
+    );
+    assert!(is_missing(&view, "objects.npy"));
+    assert_eq!(bytes(&view, "seven.npy"), array("|u1"));
+    assert_eq!(bytes(&view, "seven.tensors/tensor"), b"\x07");
+}
+
+#[test]
 fn examples_are_shown() {
     assert_eq!(
         names(&example(""), ""),

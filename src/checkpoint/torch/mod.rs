@@ -19,7 +19,7 @@ use crate::pickle::{Object, ObjectId, PersistentId, Pickle};
 
 pub use composed::{Note, Parts};
 pub use saved::{SavedStorage, saved_storage};
-pub use strided::{Dense, View};
+pub use strided::{Dense, MAX_RANK, View};
 
 /// The storages of a container, found by the key in a persistent id.
 pub trait Storages {

@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 
 use super::saved::saved_storage;
-use super::strided::{Dense, inexpressible};
+use super::strided::{Dense, MAX_RANK, inexpressible};
 use super::{Storages, Torch, TypedStorage, View, malformed, unsupported};
 use crate::checkpoint::Lazy;
 use crate::checkpoint::dtype::{ElementType, Foreign};
@@ -21,10 +21,6 @@ pub enum Reading {
     Integers,
 }
 
-/// Dimensions of one tensor; numpy and most of torch stop here too. Tensors can
-/// share one tuple of sizes, so that without a bound a small file could ask for
-/// any amount of memory.
-const MAX_RANK: usize = 64;
 impl<S: Storages> Torch<'_, S> {
     /// `(storage, offset, size, stride, ...)`, in elements of the storage's type,
     /// or of `dtype`, which then stands before the metadata (torch/_utils.py,

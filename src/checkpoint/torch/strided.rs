@@ -8,6 +8,11 @@ use crate::checkpoint::Lazy;
 use crate::checkpoint::dtype::{ElementType, Foreign};
 use crate::checkpoint::refusal::{Cause, Refusal};
 
+/// Dimensions of one tensor; numpy and most of torch stop here too. Tensors can
+/// share one tuple of sizes, so that without a bound a small file could ask for
+/// any amount of memory.
+pub const MAX_RANK: usize = 64;
+
 /// A tensor before it has a name.
 #[derive(Clone, Debug)]
 pub struct View {

@@ -1,0 +1,109 @@
+//! `.npz`: a zip archive of `.npy` files, each the array of its name.
+
+use std::collections::HashSet;
+use std::io::Read;
+
+use flate2::read::DeflateDecoder;
+
+use super::npy::Head;
+use super::refusal::{Cause, Refusal, shown};
+use super::state_dict::Contents;
+use super::storage::Table;
+use super::zip::{Archive, Entry};
+use super::{Checkpoint, Error, Place, Result, Storage};
+use crate::source::Source;
+
+/// Reads the arrays in the archive `source`, or only the one called `root`, which
+/// is called `tensor` then.
+pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
+    let entries = Archive::list(source)?;
+    let mut names = HashSet::with_capacity(entries.len());
+    let mut contents = Contents::default();
+    let mut table = Table::default();
+    for entry in &entries {
+        let name = entry.name.strip_suffix(".npy").unwrap_or(&entry.name);
+        if !names.insert(name) {
+            let what = format!("the zip archive has two arrays `{}`", shown(name));
+            return Err(Refusal::new(Cause::Ambiguous, what).into());
+        }
+        let added = match root {
+            None => add(source, entry, name, &mut contents, &mut table),
+            Some(root) if root == name => add(source, entry, "tensor", &mut contents, &mut table),
+            Some(_) => continue,
+        };
+        added.map_err(|error| match error {
+            Error::Refused(refusal) => refusal.of_tensor(name).into(),
+            error => error,
+        })?;
+    }
+    if let Some(root) = root
+        && contents.tensors.is_empty()
+    {
+        let what = format!("it has nothing at `{}`, which was asked for", shown(root));
+        return Err(Refusal::new(Cause::NoTensors, what).into());
+    }
+    Ok(contents.with(table.into()))
+}
+
+/// Whether some of the arrays in `source` may be of Python objects.
+pub fn may_hold_objects(source: &Source) -> Result<bool> {
+    let any = || {
+        for entry in Archive::list(source)? {
+            if Head::read(first_of(source, &entry))?.may_hold_objects() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    match any() {
+        Err(Error::Refused(_)) => Ok(true),
+        known => known,
+    }
+}
+
+/// Adds the array in `entry`.
+fn add(
+    source: &Source,
+    entry: &Entry,
+    name: &str,
+    contents: &mut Contents,
+    table: &mut Table,
+) -> Result<()> {
+    let head = Head::read(first_of(source, entry))?;
+    let array = head.array()?;
+    let len = array.check(entry.size.saturating_sub(head.data))?;
+    // What is deflated is inflated as a whole, header and all.
+    let (storage, start) = match entry.storage()? {
+        Storage {
+            place: Place::File(offset),
+            ..
+        } => (Storage::in_file(offset.saturating_add(head.data), len), 0),
+        whole => (whole, head.data),
+    };
+    let len = storage.len;
+    let view = array.view((table.add(storage)?, start, len))?;
+    Ok(contents.add(name, view)?)
+}
+
+/// Gives the first bytes of an entry.
+fn first_of(source: &Source, entry: &Entry) -> impl Fn(u64) -> Result<Vec<u8>> {
+    /// Bytes that deflating a few may add to them.
+    const SLACK: u64 = 1 << 10;
+    move |len| {
+        let len = len.min(entry.size);
+        let Place::Decoded(encoded) = entry.storage()?.place else {
+            return Ok(source.read_at(entry.data, len)?);
+        };
+        let deflated = source.read_at(encoded.offset, encoded.len.min(len + SLACK))?;
+        let mut first = Vec::new();
+        let inflated = DeflateDecoder::new(deflated.as_slice())
+            .take(len)
+            .read_to_end(&mut first);
+        match inflated {
+            Ok(read) if read as u64 == len => Ok(first),
+            _ => Err(
+                Refusal::new(Cause::Malformed, "its entry of the zip archive is damaged").into(),
+            ),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! numpy's arrays, however they are kept: what their dtypes are called in
+//! safetensors, and where their elements lie.
+
+use super::Lazy;
+use super::dtype::ElementType;
+use super::refusal::{Cause, Refusal, shown};
+use super::torch::{Dense, MAX_RANK, StorageRef, View};
+
+/// The elements of an array of numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    element: ElementType,
+    big_endian: bool,
+}
+
+/// How the elements of an array follow each other: the index that counts fastest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The last, as in C.
+    Rows,
+    /// The first, as in Fortran.
+    Columns,
+}
+
+/// The numbers that numpy calls `kind` (`f4`) and keeps in the byte order `order`
+/// (`<`, `>`, `=` or `|`). None for texts and dates, which are none.
+pub fn numbers(order: &str, kind: &str) -> Result<Option<Numbers>, Refusal> {
+    let big_endian = match order {
+        "<" | "=" | "|" => false,
+        ">" => true,
+        _ => return Err(malformed("its byte order is unknown")),
+    };
+    let name = match kind {
+        "b1" => "bool",
+        "i1" => "int8",
+        "i2" => "int16",
+        "i4" => "int32",
+        "i8" => "int64",
+        "u1" => "uint8",
+        "u2" => "uint16",
+        "u4" => "uint32",
+        "u8" => "uint64",
+        "f2" => "float16",
+        "f4" => "float32",
+        "f8" => "float64",
+        "c8" => "complex64",
+        "c16" => "complex128",
+        _ => return no_numbers(kind),
+    };
+    let element = ElementType::of_dtype_name(name);
+    Ok(element.map(|element| Numbers {
+        element,
+        big_endian: big_endian && element.number_size() > 1,
+    }))
+}
+
+fn no_numbers(kind: &str) -> Result<Option<Numbers>, Refusal> {
+    let (cause, what) = match kind.bytes().next() {
+        Some(b'S' | b'U' | b'M' | b'm') => return Ok(None),
+        Some(b'O') => (
+            Cause::Unsupported,
+            "its elements are Python objects, which numpy pickles".to_string(),
+        ),
+        Some(b'V') => (
+            Cause::Unsupported,
+            "its elements are records or bytes without a type".to_string(),
+        ),
+        _ => (
+            Cause::Inexpressible,
+            format!(
+                "its type is `{}`, for which safetensors has no name",
+                shown(kind)
+            ),
+        ),
+    };
+    Err(Refusal::new(cause, what))
+}
+
+impl Numbers {
+    /// Bytes of an array of this shape.
+    pub fn bytes(&self, shape: &[u64]) -> Result<u64, Refusal> {
+        let bytes = shape
+            .iter()
+            .try_fold(self.element.size(), |bytes, size| bytes.checked_mul(*size));
+        bytes.ok_or_else(|| malformed("its size is beyond all bounds"))
+    }
+
+    /// The array of this shape whose elements are all that lies in the storage
+    /// with index `storage`, of `len` bytes, from byte `start` on.
+    pub fn view(
+        &self,
+        (storage, start, len): (u32, u64, u64),
+        shape: Box<[u64]>,
+        order: &Order,
+    ) -> Result<View, Refusal> {
+        if shape.len() > MAX_RANK {
+            return Err(Refusal::new(
+                Cause::TooLarge,
+                format!("it has {} dimensions", shape.len()),
+            ));
+        }
+        let bytes = self.bytes(&shape)?;
+        let there = len.saturating_sub(start);
+        if bytes != there {
+            return Err(malformed(format!(
+                "its elements take {bytes} bytes, and there are {there}"
+            )));
+        }
+        let dense = Dense {
+            storage: StorageRef {
+                index: storage,
+                start,
+                len: bytes,
+                swap: false,
+            },
+            element: self.element,
+            offset: 0,
+            strides: strides(&shape, *order == Order::Columns),
+            sizes: shape,
+            lazy: Lazy {
+                swap: self.big_endian,
+                ..Lazy::default()
+            },
+        };
+        dense.view()
+    }
+}
+
+/// Elements from one to the next in each dimension of an array whose size was
+/// checked.
+fn strides(shape: &[u64], columns: bool) -> Box<[u64]> {
+    let mut strides: Box<[u64]> = shape.into();
+    let mut step: u64 = 1;
+    let place = |stride: &mut u64| {
+        let size = std::mem::replace(stride, step);
+        step = step.saturating_mul(size);
+    };
+    match columns {
+        true => strides.iter_mut().for_each(place),
+        false => strides.iter_mut().rev().for_each(place),
+    }
+    strides
+}
+
+fn malformed(what: impl Into<String>) -> Refusal {
+    Refusal::new(Cause::Malformed, what)
+}
