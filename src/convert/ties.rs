@@ -4,7 +4,7 @@
 //! and drops are the same here. Views of one storage that overlap but differ are
 //! all kept: convert.py would drop the smaller ones for good.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use safetensors::Dtype;
 
@@ -37,8 +37,13 @@ struct View<'a> {
 pub fn find(tensors: &[Tensor], tied: Option<&HashSet<String>>) -> Ties {
     let mut groups: BTreeMap<View, Vec<usize>> = BTreeMap::new();
     let mut ties = Ties::default();
+    let mut views: HashMap<u32, u32> = HashMap::with_capacity(tensors.len());
+    for tensor in tensors {
+        *views.entry(tensor.storage).or_default() += 1;
+    }
     for (index, tensor) in tensors.iter().enumerate() {
-        if tensor.shape.contains(&0) {
+        // Most have a storage to themselves.
+        if tensor.shape.contains(&0) || views.get(&tensor.storage) == Some(&1) {
             ties.kept.push(index);
             continue;
         }
