@@ -9,6 +9,8 @@ mod corpus;
 mod mutation;
 #[path = "checkpoint/npy.rs"]
 mod npy;
+#[path = "checkpoint/numpy.rs"]
+mod numpy;
 #[path = "checkpoint/opcodes.rs"]
 mod opcodes;
 #[path = "checkpoint/sniffing.rs"]

@@ -129,7 +129,7 @@ pub fn read(source: &Source, content: Content, root: Option<&str>) -> Result<Che
         Content::TorchZip => torch_zip::read(source, root),
         Content::Pickle(Stream::Legacy) => legacy::read(source, root),
         Content::Pickle(Stream::Tar) => legacy_tar::read(source, root),
-        Content::Pickle(stream) => Err(plain::refuse(source, stream)?.into()),
+        Content::Pickle(Stream::Plain) => plain::read(source, root),
         Content::NotACheckpoint(intruder) => Err(intruder.refusal().into()),
         Content::Npy { .. } => npy::read(source, root),
         Content::Npz { .. } => npz::read(source, root),

@@ -20,16 +20,13 @@ pub enum Order {
     Rows,
     /// The first, as in Fortran.
     Columns,
+    /// The last, until the dimensions are put into this order.
+    Transposed(Box<[usize]>),
 }
 
 /// The numbers that numpy calls `kind` (`f4`) and keeps in the byte order `order`
 /// (`<`, `>`, `=` or `|`). None for texts and dates, which are none.
 pub fn numbers(order: &str, kind: &str) -> Result<Option<Numbers>, Refusal> {
-    let big_endian = match order {
-        "<" | "=" | "|" => false,
-        ">" => true,
-        _ => return Err(malformed("its byte order is unknown")),
-    };
     let name = match kind {
         "b1" => "bool",
         "i1" => "int8",
@@ -48,35 +45,52 @@ pub fn numbers(order: &str, kind: &str) -> Result<Option<Numbers>, Refusal> {
         _ => return no_numbers(kind),
     };
     let element = ElementType::of_dtype_name(name);
-    Ok(element.map(|element| Numbers {
-        element,
-        big_endian: big_endian && element.number_size() > 1,
-    }))
+    element
+        .map(|element| Numbers::new(element, order))
+        .transpose()
 }
 
 fn no_numbers(kind: &str) -> Result<Option<Numbers>, Refusal> {
-    let (cause, what) = match kind.bytes().next() {
+    let what = match kind.bytes().next() {
         Some(b'S' | b'U' | b'M' | b'm') => return Ok(None),
-        Some(b'O') => (
-            Cause::Unsupported,
-            "its elements are Python objects, which numpy pickles".to_string(),
-        ),
-        Some(b'V') => (
-            Cause::Unsupported,
-            "its elements are records or bytes without a type".to_string(),
-        ),
-        _ => (
-            Cause::Inexpressible,
-            format!(
-                "its type is `{}`, for which safetensors has no name",
-                shown(kind)
-            ),
-        ),
+        Some(b'O') => "its elements are Python objects, which numpy pickles",
+        Some(b'V') => "its elements are records or bytes without a type",
+        _ => return Err(nameless(kind)),
     };
-    Err(Refusal::new(cause, what))
+    Err(Refusal::new(Cause::Unsupported, what))
+}
+
+fn nameless(kind: &str) -> Refusal {
+    Refusal::new(
+        Cause::Inexpressible,
+        format!(
+            "its type is `{}`, for which safetensors has no name",
+            shown(kind)
+        ),
+    )
 }
 
 impl Numbers {
+    /// Types that numpy knows from the package ml_dtypes.
+    pub fn of_ml_dtype(order: &str, name: &str) -> Result<Numbers, Refusal> {
+        let known = name == "bfloat16" || name.starts_with("float8_");
+        let element = ElementType::of_dtype_name(name).filter(|_| known);
+        let element = element.ok_or_else(|| nameless(name))?;
+        Numbers::new(element, order)
+    }
+
+    fn new(element: ElementType, order: &str) -> Result<Numbers, Refusal> {
+        let big_endian = match order {
+            "<" | "=" | "|" => false,
+            ">" => element.number_size() > 1,
+            _ => return Err(malformed("its byte order is unknown")),
+        };
+        Ok(Numbers {
+            element,
+            big_endian,
+        })
+    }
+
     /// Bytes of an array of this shape.
     pub fn bytes(&self, shape: &[u64]) -> Result<u64, Refusal> {
         let bytes = shape
@@ -106,6 +120,17 @@ impl Numbers {
                 "its elements take {bytes} bytes, and there are {there}"
             )));
         }
+        let mut strides = strides(&shape, *order == Order::Columns);
+        let mut shape = shape;
+        if let Order::Transposed(axes) = order {
+            let mut sorted = axes.to_vec();
+            sorted.sort_unstable();
+            if !sorted.into_iter().eq(0..shape.len()) {
+                return Err(malformed("its dimensions are put into no order"));
+            }
+            strides = axes.iter().map(|axis| strides[*axis]).collect();
+            shape = axes.iter().map(|axis| shape[*axis]).collect();
+        }
         let dense = Dense {
             storage: StorageRef {
                 index: storage,
@@ -115,7 +140,7 @@ impl Numbers {
             },
             element: self.element,
             offset: 0,
-            strides: strides(&shape, *order == Order::Columns),
+            strides,
             sizes: shape,
             lazy: Lazy {
                 swap: self.big_endian,

@@ -1,11 +1,11 @@
-//! Pickles without torch's zip container: plain `pickle.dump`, and the streams of
-//! old torch versions that begin with one. They are told apart and looked at for
-//! dangerous imports; their tensors are not read yet.
+//! Plain `pickle.dump`, as detectron2, Caffe2 and Paddle keep arrays in; and how to
+//! tell a pickle from other files.
 
 use super::refusal::{Cause, Refusal};
-use super::sniff::Stream;
-use super::{Result, danger};
-use crate::pickle::{self, ErrorKind, Limits, Pickle};
+use super::storage::Table;
+use super::torch::{SavedStorage, StorageRef, Storages, Torch};
+use super::{Checkpoint, Result, danger, state_dict, stream};
+use crate::pickle::{self, ErrorKind, Failure, Import, Limits, Pickle};
 use crate::source::Source;
 
 /// How much of a stream is read to find out what its pickles import.
@@ -80,22 +80,75 @@ fn after<'a>(pickle: &Pickle, bytes: &'a [u8]) -> Option<&'a [u8]> {
     bytes.get(usize::try_from(pickle.end()).ok()?..)
 }
 
-/// Why the stream is not converted: an attack by its name, else its format.
-pub fn refuse(source: &Source, stream: Stream) -> Result<Refusal> {
-    let bytes = source.read_at(0, source.size().min(READ))?;
-    if let Some(refusal) = attack(&bytes) {
-        return Ok(refusal);
-    }
-    let what = match stream {
-        Stream::Legacy => {
-            "this is a checkpoint of the format before torch 1.6, which is not read yet"
+/// Reads the checkpoint in `source`, from the dotted path `root` on.
+pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
+    let window = stream::window(source);
+    let pickle = match pickle::parse_at(&window, 0, &Limits::default()) {
+        Ok(pickle) => pickle,
+        Err(Failure::Pickle(error))
+            if is_joblib(&error.imports) && danger::find(&error.imports).is_none() =>
+        {
+            return Err(joblib().into());
         }
-        Stream::Tar => {
-            "this is a checkpoint of the tar format before torch 0.1.10, which is not read yet"
-        }
-        Stream::Plain => "this is a plain pickle, not a torch checkpoint; it is not read yet",
+        Err(failure) => return Err(stream::refuse(failure)),
     };
-    Ok(Refusal::new(Cause::Unsupported, what))
+    if let Some(attack) = danger::find_in(&pickle) {
+        return Err(attack.into());
+    }
+    if is_joblib(pickle.imports()) {
+        return Err(joblib().into());
+    }
+    refuse_more(source, pickle.end())?;
+    let mut torch = Torch::new(&pickle, Nowhere);
+    let contents = state_dict::read(&mut torch, root)?;
+    Ok(contents.with(torch.into_storages()))
+}
+
+/// Refuses what follows a pickle, but for blanks: it would be left out.
+fn refuse_more(source: &Source, end: u64) -> Result<()> {
+    let rest = source.size().saturating_sub(end);
+    let bytes = source.read_at(end, rest.min(READ))?;
+    if bytes.trim_ascii().is_empty() && rest <= READ {
+        return Ok(());
+    }
+    let more = || {
+        let what =
+            format!("{rest} bytes follow the pickle: perhaps it is one of several in this file");
+        Refusal::new(Cause::Unsupported, what)
+    };
+    Err(attack(&bytes).unwrap_or_else(more).into())
+}
+
+/// A pickle without a container has no storages beside it.
+struct Nowhere;
+
+impl Storages for Nowhere {
+    const PARTS: usize = 5;
+
+    fn resolve(
+        &mut self,
+        _: &mut Table,
+        _: &SavedStorage,
+    ) -> std::result::Result<StorageRef, Refusal> {
+        Err(Refusal::new(
+            Cause::Malformed,
+            "its storage is not in the file, which is a pickle without a container",
+        ))
+    }
+}
+
+/// joblib writes the bytes of arrays between the opcodes of its pickles.
+fn is_joblib(imports: &[Import]) -> bool {
+    imports
+        .iter()
+        .any(|import| &*import.module == "joblib.numpy_pickle")
+}
+
+fn joblib() -> Refusal {
+    Refusal::new(
+        Cause::Unsupported,
+        "this is a file of joblib with arrays in it, which is not read yet",
+    )
 }
 
 /// The first dangerous import of the pickles that follow each other in `bytes`.

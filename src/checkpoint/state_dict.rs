@@ -154,7 +154,7 @@ struct Walk<'w, 'p, S> {
     path: String,
     /// The containers that the path leads through.
     ancestors: HashSet<ObjectId>,
-    /// Objects known to reach no storage.
+    /// Objects known to reach no storage and no array.
     inert: HashSet<ObjectId>,
     looks: usize,
     most_looks: usize,
@@ -450,7 +450,8 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             if !self.inert.insert(id) {
                 continue;
             }
-            if matches!(pickle.get(id), Object::Persistent(_)) {
+            if matches!(pickle.get(id), Object::Persistent(_)) || self.torch.is_array_of_numbers(id)
+            {
                 return true;
             }
             push_children(pickle.get(id), &mut pending);
@@ -579,7 +580,8 @@ fn class(pickle: &Pickle, call: &Call) -> String {
     }
 }
 
-fn push_children(object: &Object, pending: &mut Vec<ObjectId>) {
+/// Adds what `object` holds, callables included.
+pub fn push_children(object: &Object, pending: &mut Vec<ObjectId>) {
     match object {
         Object::Tuple(items) | Object::FrozenSet(items) => pending.extend(items.iter()),
         Object::List(items) | Object::Set(items) => pending.extend(items),

@@ -73,6 +73,10 @@ impl Table {
         self.0.push(storage);
         Ok(index)
     }
+
+    pub fn get(&self, index: u32) -> Option<&Storage> {
+        self.0.get(index as usize)
+    }
 }
 
 impl From<Table> for Vec<Storage> {

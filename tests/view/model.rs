@@ -46,7 +46,7 @@ impl Content {
         match self {
             Content::Checkpoint(seed) => support::one_vector(&values(*seed)),
             Content::Native(seed) => safetensors_of(&values(*seed)),
-            Content::Pickle => b"\x80\x02}.".to_vec(),
+            Content::Pickle => b"\x80\x02N.".to_vec(),
             Content::Text(seed) => format!("# some text, number {seed}\n").into_bytes(),
             Content::Empty => Vec::new(),
         }

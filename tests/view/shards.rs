@@ -282,6 +282,6 @@ fn a_replaced_shard_is_seen_at_once() {
 
     put("pytorch_model.bin.index.json", &index(&map[..1]));
     assert_eq!(names(&view, "model.tensors"), ["a"]);
-    put("pytorch_model-1.bin", b"\x80\x02}.");
+    put("pytorch_model-1.bin", b"\x80\x02N.");
     assert!(is_missing(&view, "model.tensors"));
 }

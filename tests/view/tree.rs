@@ -149,7 +149,7 @@ fn rows_of_the_table() {
         "rng_state_0.pth",
         "scheduler.bin",
     ] {
-        support::write(&root.join(name), b"\x80\x02}.");
+        support::write(&root.join(name), b"\x80\x02N.");
     }
     support::write(&root.join("native.safetensors"), &safetensors_of(&[4.0]));
     support::write(&root.join("tokenizer.bin"), b"# no pickle");
@@ -266,7 +266,7 @@ fn names_need_not_be_text() {
     };
     write(b"\xff\xfe.txt", b"plain");
     write(b"\xff.pt", &support::one_vector(&[1.0]));
-    write(b"new\nline.pt", b"\x80\x02}.");
+    write(b"new\nline.pt", b"\x80\x02N.");
     let view = view(root);
     let children = list(&view, &view.root().unwrap());
     let children: Vec<&[u8]> = children.iter().map(|(name, _)| name.as_bytes()).collect();

@@ -2,6 +2,7 @@
 //! the containers around them. Nothing is called; each known name is given the
 //! meaning it has in torch (torch/_utils.py, torch/_tensor.py).
 
+mod array;
 mod composed;
 mod containers;
 mod rebuild;
@@ -17,6 +18,7 @@ use super::refusal::{Cause, Refusal};
 use super::storage::{Storage, Table};
 use crate::pickle::{Object, ObjectId, PersistentId, Pickle};
 
+pub use array::evaluated;
 pub use composed::{Note, Parts};
 pub use saved::{SavedStorage, saved_storage};
 pub use strided::{Dense, MAX_RANK, View};
@@ -64,6 +66,7 @@ pub struct Torch<'p, S> {
     storages: S,
     table: Table,
     resolved: HashMap<ObjectId, TypedStorage>,
+    arrays: array::Arrays,
 }
 
 /// What an object is to torch.
@@ -87,6 +90,7 @@ impl<'p, S: Storages> Torch<'p, S> {
             storages,
             table: Table::default(),
             resolved: HashMap::new(),
+            arrays: array::Arrays::default(),
         }
     }
 
@@ -103,14 +107,21 @@ impl<'p, S: Storages> Torch<'p, S> {
     /// read.
     pub fn meaning(&mut self, id: ObjectId) -> Result<Meaning<'p>, Refusal> {
         Ok(match self.pickle.get(id) {
-            Object::Dict(_) => Meaning::Map(self.pickle.entries(id), &[]),
+            Object::Dict(_) => match self.whole_parameter(id) {
+                Some(view) => Meaning::Tensor(view, Vec::new()),
+                None => {
+                    let entries = self.pickle.entries(id);
+                    Meaning::Map(self.with_whole_parameters(entries)?, &[])
+                }
+            },
             Object::List(items) => Meaning::Sequence(items),
             Object::Tuple(items) => Meaning::Sequence(items),
             Object::Call(call) => match self.ordered_dict(id, call)? {
                 Some(entries) => Meaning::Map(entries, &call.state),
-                None => match self.module(call) {
-                    Some(entries) => Meaning::Map(entries, &[]),
-                    None => self.tensor(call)?,
+                None => match (self.module(call), self.array(id, call)?) {
+                    (Some(entries), _) => Meaning::Map(entries, &[]),
+                    (None, Some(array)) => array,
+                    (None, None) => self.tensor(call)?,
                 },
             },
             Object::Persistent(persistent) => match self.persistent_tensor(persistent)? {
