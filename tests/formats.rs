@@ -29,63 +29,6 @@ const PENDING: &[(&str, &[&str])] = &[
             "joblib-numpy2-tensors.joblib",
         ],
     ),
-    ("numpy's own files", &[]),
-    (
-        "numpy arrays in plain pickles",
-        &[
-            "numpy-caffe2.pkl",
-            "numpy126-array.pkl",
-            "numpy126-arrays-in-objects.pkl",
-            "numpy126-big-endian-fortran.pkl",
-            "numpy126-big-endian.pkl",
-            "numpy126-detectron2.pkl",
-            "numpy126-dtypes.pkl",
-            "numpy126-long-double.pkl",
-            "numpy126-nested.pkl",
-            "numpy126-objects.pkl",
-            "numpy126-protocol0.pkl",
-            "numpy126-protocol1.pkl",
-            "numpy126-protocol2.pkl",
-            "numpy126-protocol3.pkl",
-            "numpy126-protocol4.pkl",
-            "numpy126-protocol5.pkl",
-            "numpy126-scalars2.pkl",
-            "numpy126-scalars5.pkl",
-            "numpy126-structured.pkl",
-            "numpy2-array.pkl",
-            "numpy2-arrays-in-objects.pkl",
-            "numpy2-big-endian-fortran.pkl",
-            "numpy2-big-endian.pkl",
-            "numpy2-detectron2.pkl",
-            "numpy2-dtypes.pkl",
-            "numpy2-long-double.pkl",
-            "numpy2-nested.pkl",
-            "numpy2-objects.pkl",
-            "numpy2-protocol0.pkl",
-            "numpy2-protocol1.pkl",
-            "numpy2-protocol2.pkl",
-            "numpy2-protocol3.pkl",
-            "numpy2-protocol4.pkl",
-            "numpy2-protocol5.pkl",
-            "numpy2-scalars2.pkl",
-            "numpy2-scalars5.pkl",
-            "numpy2-structured.pkl",
-        ],
-    ),
-    (
-        "Paddle",
-        &[
-            "paddle-lod.pdparams",
-            "paddle-lod2.pdparams",
-            "paddle-nested.pdparams",
-            "paddle-parts-missing.pdparams",
-            "paddle-parts-too-few.pdparams",
-            "paddle-parts.pdparams",
-            "paddle-state2.pdparams",
-            "paddle-state4.pdparams",
-            "paddle-tensor.pdparams",
-        ],
-    ),
     (
         "tensors in plain pickles",
         &[
@@ -113,12 +56,6 @@ const PENDING: &[(&str, &[&str])] = &[
             "torchscript215-traced.pt",
         ],
     ),
-];
-
-/// Expectations of files that are read, but lose something, and what.
-const INCOMPLETE: &[(&str, &str)] = &[
-    ("torch113-legacy-arrays.pt", "numpy arrays beside tensors"),
-    ("torch215-zip-arrays.pt", "numpy arrays beside tensors"),
 ];
 
 /// dtype, sizes and hash of the bytes, by name.
@@ -157,7 +94,6 @@ fn expectations() -> Vec<Expectation> {
 
 fn is_pending(case: &str) -> bool {
     PENDING.iter().any(|(_, cases)| cases.contains(&case))
-        || INCOMPLETE.iter().any(|(incomplete, _)| *incomplete == case)
 }
 
 fn open(expectation: &Expectation) -> Result<Reader, Error> {
@@ -272,9 +208,6 @@ fn pending_files_are_refused() {
             matches!(open(unmet(&all, case)), Err(Error::Refused(_))),
             "{case} is read as something else"
         );
-    }
-    for (case, _) in INCOMPLETE {
-        unmet(&all, case);
     }
 }
 

@@ -25,25 +25,8 @@ PENDING = {
         "joblib-numpy126-protocol2.joblib", "joblib-numpy2-array.joblib", "joblib-numpy2-arrays.joblib",
         "joblib-numpy2-objects.joblib", "joblib-numpy2-protocol2.joblib", "joblib-numpy2-tensors.joblib",
     ],
-    "numpy arrays in plain pickles": [
-        "numpy-caffe2.pkl", "numpy126-array.pkl", "numpy126-arrays-in-objects.pkl",
-        "numpy126-big-endian-fortran.pkl", "numpy126-big-endian.pkl", "numpy126-detectron2.pkl",
-        "numpy126-dtypes.pkl", "numpy126-long-double.pkl", "numpy126-nested.pkl", "numpy126-objects.pkl",
-        "numpy126-protocol0.pkl", "numpy126-protocol1.pkl", "numpy126-protocol2.pkl", "numpy126-protocol3.pkl",
-        "numpy126-protocol4.pkl", "numpy126-protocol5.pkl", "numpy126-scalars2.pkl", "numpy126-scalars5.pkl",
-        "numpy126-structured.pkl", "numpy2-array.pkl", "numpy2-arrays-in-objects.pkl",
-        "numpy2-big-endian-fortran.pkl", "numpy2-big-endian.pkl", "numpy2-detectron2.pkl", "numpy2-dtypes.pkl",
-        "numpy2-long-double.pkl", "numpy2-nested.pkl", "numpy2-objects.pkl", "numpy2-protocol0.pkl",
-        "numpy2-protocol1.pkl", "numpy2-protocol2.pkl", "numpy2-protocol3.pkl", "numpy2-protocol4.pkl",
-        "numpy2-protocol5.pkl", "numpy2-scalars2.pkl", "numpy2-scalars5.pkl", "numpy2-structured.pkl",
-    ],
-    "Paddle": [
-        "paddle-lod.pdparams", "paddle-lod2.pdparams", "paddle-nested.pdparams", "paddle-parts-missing.pdparams",
-        "paddle-parts-too-few.pdparams", "paddle-parts.pdparams", "paddle-state2.pdparams", "paddle-state4.pdparams",
-        "paddle-tensor.pdparams",
-    ],
     "numpy arrays in torch files": [
-        "torch113-legacy-arrays.pt", "torch215-zip-arrays.pt", "torch215-zip-device-arrays.pt",
+        "torch215-zip-device-arrays.pt",
     ],
     "tensors in plain pickles": [
         "torch113-pickle2.pkl", "torch113-pickle4.pkl", "torch215-pickle0.pkl", "torch215-pickle2.pkl",
