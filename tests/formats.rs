@@ -42,10 +42,6 @@ const PENDING: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "numpy arrays in torch files",
-        &["torch215-zip-device-arrays.pt"],
-    ),
-    (
         "TorchScript",
         &[
             "torchscript113-frozen.pt",

@@ -186,6 +186,52 @@ fn reads_the_byte_strings_of_python_2() {
 }
 
 #[test]
+fn reads_arrays_whose_bytes_stay_in_the_file() {
+    let numbers: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    let letters: String = numbers.iter().map(|byte| char::from(*byte)).collect();
+    let array = |data| array_of("ndarray", &[100_000], dtype("u1", "|"), data);
+    let encoded = call(
+        global("_codecs", "encode"),
+        &[text(&letters), text("latin1")],
+    );
+    let file = pickle(dict(&[
+        (text("bytes"), array(bytes(&numbers))),
+        (text("encoded"), array(encoded)),
+        (text("letters"), array(text(&letters))),
+        (text("python2"), array(python2_text(&numbers))),
+    ]));
+    let wanted = ["bytes", "encoded", "letters", "python2"]
+        .map(|name| seen(name, Dtype::U8, &[100_000], &numbers));
+    assert!(read(&file).unwrap() == wanted);
+    // Text that cannot be so many bytes.
+    let short = "\u{e9}".repeat(40_000);
+    refused(&pickle(array(text(&short))), Cause::Malformed);
+    refused(&pickle(array(text(&letters.repeat(2)))), Cause::Malformed);
+}
+
+#[test]
+fn reads_device_tensors_kept_as_arrays() {
+    let from = |dtype: &str| {
+        let args = [
+            array(&[2], &[1, 2]),
+            global("torch", dtype),
+            text("xla:0"),
+            FALSE.to_vec(),
+        ];
+        let tensor = call(
+            global("torch._utils", "_rebuild_device_tensor_from_numpy"),
+            &args,
+        );
+        Archive::torch(&named(tensor), &[]).bytes()
+    };
+    assert_eq!(
+        read(&from("uint8")).unwrap(),
+        [seen("w", Dtype::U8, &[2], &[1, 2])]
+    );
+    refused(&from("int8"), Cause::Unsupported);
+}
+
+#[test]
 fn texts_dates_and_single_numbers_are_no_tensors() {
     let one = |name| seen(name, Dtype::U8, &[1], &[7]);
     assert_eq!(read(NO_NUMBERS).unwrap(), [one("a"), one("b")]);

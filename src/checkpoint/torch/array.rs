@@ -49,6 +49,8 @@ enum Maker {
     Reconstruct,
     /// `(data, dtype, shape, order)`; for order `K` also the order of the dimensions.
     FromBuffer,
+    /// Arrays with a mask, which are not read.
+    Masked,
 }
 
 fn maker(pickle: &Pickle, call: &Call) -> Option<Maker> {
@@ -57,6 +59,7 @@ fn maker(pickle: &Pickle, call: &Call) -> Option<Maker> {
             Some(Maker::Reconstruct)
         }
         ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => Some(Maker::FromBuffer),
+        ("numpy.ma.core" | "numpy.ma", "_mareconstruct") => Some(Maker::Masked),
         _ => None,
     }
 }
@@ -142,8 +145,8 @@ impl<'p, S: Storages> Torch<'p, S> {
         (is_plain(call) && is_array(self.pickle, array)).then_some(array)
     }
 
-    /// The array `id`; None when its elements are no numbers.
-    fn array_view(&mut self, id: ObjectId) -> Result<Option<View>, Refusal> {
+    /// The array `id`; None when it is none, or its elements are no numbers.
+    pub(super) fn array_view(&mut self, id: ObjectId) -> Result<Option<View>, Refusal> {
         if let Some(view) = self.arrays.views.get(&id) {
             return Ok(Some(view.clone()));
         }
@@ -214,6 +217,7 @@ impl<'p, S: Storages> Torch<'p, S> {
                     data,
                 })
             }
+            (Maker::Masked, ..) => Err(unsupported("it is an array with a mask")),
             _ => Err(unknown()),
         }
     }

@@ -111,6 +111,16 @@ impl<'p, S: Storages> Torch<'p, S> {
                     }
                     _ => return Err(too_few()),
                 },
+                Wrapper::FromNumpy => {
+                    let [array, dtype, _device, _grad] = arguments else {
+                        return Err(too_few());
+                    };
+                    let view = self.array_view(*array)?;
+                    let view = view.ok_or_else(|| malformed(format!("`{name}` wraps no array")))?;
+                    promised.push(self.dtype(*dtype));
+                    keep_promise(&view, &promised)?;
+                    return Ok(Meaning::Tensor(view, attributes));
+                }
             };
             let inner = match inner.map(|inner| pickle.get(*inner)) {
                 Some(Object::Call(inner)) => inner,

@@ -21,6 +21,8 @@ pub enum Wrapper {
     ParameterClass,
     /// `(tensor, dtype, device, requires_grad)`
     FromCpu,
+    /// `(array of numpy, dtype, device, requires_grad)`
+    FromNumpy,
     /// `(storage, offset, size, stride, quantizer, requires_grad, hooks)`
     Quantized,
     /// `(layout, parts)`
@@ -62,7 +64,7 @@ pub fn wrapper(module: &str, name: &str) -> Wrapper {
         (
             "torch._utils",
             "_rebuild_device_tensor_from_numpy" | "_rebuild_xla_tensor" | "_rebuild_mlc_tensor",
-        ) => Wrapper::Unsupported("it is a device tensor kept as a numpy array"),
+        ) => Wrapper::FromNumpy,
         ("torch._utils", "_rebuild_nested_tensor")
         | ("torch.nested._internal.nested_tensor", _) => {
             Wrapper::Unsupported("it is nested, so it has no rectangular shape")
