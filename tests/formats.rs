@@ -18,14 +18,8 @@ const PENDING: &[(&str, &[&str])] = &[
     (
         "joblib",
         &[
-            "joblib-numpy126-array.joblib",
-            "joblib-numpy126-arrays.joblib",
             "joblib-numpy126-objects.joblib",
-            "joblib-numpy126-protocol2.joblib",
-            "joblib-numpy2-array.joblib",
-            "joblib-numpy2-arrays.joblib",
             "joblib-numpy2-objects.joblib",
-            "joblib-numpy2-protocol2.joblib",
             "joblib-numpy2-tensors.joblib",
         ],
     ),

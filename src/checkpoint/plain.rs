@@ -3,9 +3,9 @@
 
 use super::refusal::{Cause, Refusal};
 use super::storage::Table;
-use super::torch::{SavedStorage, StorageRef, Storages, Torch};
+use super::torch::{SavedStorage, StorageRef, Storages, Torch, parse_interleaved};
 use super::{Checkpoint, Result, danger, state_dict, stream};
-use crate::pickle::{self, ErrorKind, Failure, Import, Limits, Pickle};
+use crate::pickle::{self, ErrorKind, Limits, Pickle};
 use crate::source::Source;
 
 /// How much of a stream is read to find out what its pickles import.
@@ -83,20 +83,9 @@ fn after<'a>(pickle: &Pickle, bytes: &'a [u8]) -> Option<&'a [u8]> {
 /// Reads the checkpoint in `source`, from the dotted path `root` on.
 pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
     let window = stream::window(source);
-    let pickle = match pickle::parse_at(&window, 0, &Limits::default()) {
-        Ok(pickle) => pickle,
-        Err(Failure::Pickle(error))
-            if is_joblib(&error.imports) && danger::find(&error.imports).is_none() =>
-        {
-            return Err(joblib().into());
-        }
-        Err(failure) => return Err(stream::refuse(failure)),
-    };
+    let pickle = parse_interleaved(&window)?;
     if let Some(attack) = danger::find_in(&pickle) {
         return Err(attack.into());
-    }
-    if is_joblib(pickle.imports()) {
-        return Err(joblib().into());
     }
     refuse_more(source, pickle.end())?;
     let mut torch = Torch::new(&pickle, Nowhere);
@@ -135,20 +124,6 @@ impl Storages for Nowhere {
             "its storage is not in the file, which is a pickle without a container",
         ))
     }
-}
-
-/// joblib writes the bytes of arrays between the opcodes of its pickles.
-fn is_joblib(imports: &[Import]) -> bool {
-    imports
-        .iter()
-        .any(|import| &*import.module == "joblib.numpy_pickle")
-}
-
-fn joblib() -> Refusal {
-    Refusal::new(
-        Cause::Unsupported,
-        "this is a file of joblib with arrays in it, which is not read yet",
-    )
 }
 
 /// The first dangerous import of the pickles that follow each other in `bytes`.

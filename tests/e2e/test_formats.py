@@ -21,12 +21,7 @@ PENDING = {
         "dcp-single", "dcp-two-ranks",
     ],
     "joblib": [
-        "joblib-numpy126-array.joblib", "joblib-numpy126-arrays.joblib", "joblib-numpy126-objects.joblib",
-        "joblib-numpy126-protocol2.joblib", "joblib-numpy2-array.joblib", "joblib-numpy2-arrays.joblib",
-        "joblib-numpy2-objects.joblib", "joblib-numpy2-protocol2.joblib", "joblib-numpy2-tensors.joblib",
-    ],
-    "numpy arrays in torch files": [
-        "torch215-zip-device-arrays.pt",
+        "joblib-numpy126-objects.joblib", "joblib-numpy2-objects.joblib", "joblib-numpy2-tensors.joblib",
     ],
     "tensors in plain pickles": [
         "torch113-pickle2.pkl", "torch113-pickle4.pkl", "torch215-pickle0.pkl", "torch215-pickle2.pkl",

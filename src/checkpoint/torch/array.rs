@@ -5,11 +5,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::joblib::{Wrapped, wrapped};
 use super::{Meaning, Storages, Torch, View, malformed, unsupported};
 use crate::checkpoint::numpy::{Numbers, Order, numbers};
 use crate::checkpoint::refusal::{Refusal, shown};
 use crate::checkpoint::storage::{Codec, Encoded, Place, Storage};
-use crate::pickle::{Call, CallKind, Object, ObjectId, Payload, Pickle, Str};
+use crate::pickle::{Call, CallKind, Object, ObjectId, Objects, Payload, Pickle, Str};
 
 /// The key under which Paddle tells which parameters it split, in pickles of
 /// protocols that cannot hold a large one.
@@ -99,6 +100,39 @@ fn is_plain(call: &Call) -> bool {
         && call.items.is_empty()
 }
 
+/// `numpy.dtype("f4", align, copy)`, and the state `(version, byte order,
+/// subarray, names, fields, ...)`. None for texts and dates.
+pub fn numbers_of(pickle: &Objects, dtype: ObjectId) -> Result<Option<Numbers>, Refusal> {
+    let unknown = || unsupported("it is an array of an unknown type");
+    let Object::Call(call) = pickle.get(dtype) else {
+        return Err(unknown());
+    };
+    let args = pickle.as_tuple(call.args).unwrap_or_default();
+    let (Some(("numpy", "dtype")), [kind, ..]) = (pickle.global(call.callable), args) else {
+        return Err(unknown());
+    };
+    let order = match &*call.state {
+        [] => "=",
+        [state] => match pickle.as_tuple(*state) {
+            Some([_version, order, subarray, names, fields, ..]) => {
+                let parts = [subarray, names, fields];
+                let is_none = |id: &&ObjectId| matches!(pickle.get(**id), Object::None);
+                if !parts.iter().all(is_none) {
+                    return Err(unsupported("its elements are records"));
+                }
+                pickle.as_str(*order).ok_or_else(unknown)?
+            }
+            _ => return Err(unknown()),
+        },
+        _ => return Err(unknown()),
+    };
+    match (pickle.global(*kind), pickle.as_str(*kind)) {
+        (Some(("ml_dtypes", name)), _) => Numbers::of_ml_dtype(order, name).map(Some),
+        (_, Some(kind)) => numbers(order, kind),
+        _ => Err(unknown()),
+    }
+}
+
 impl<'p, S: Storages> Torch<'p, S> {
     /// The array that `id`, a call, makes, or that is wrapped by it.
     pub(super) fn array(
@@ -107,6 +141,12 @@ impl<'p, S: Storages> Torch<'p, S> {
         call: &'p Call,
     ) -> Result<Option<Meaning<'p>>, Refusal> {
         let pickle = self.pickle;
+        if let Some(wrapped) = wrapped(pickle, id) {
+            return Ok(Some(Meaning::Tensor(
+                self.raw_view(id, &wrapped?)?,
+                Vec::new(),
+            )));
+        }
         let array = match pickle.global(call.callable) {
             _ if maker(pickle, call).is_some() => Some(id),
             Some(("builtins" | "__builtin__", "eval")) => evaluated(pickle, call),
@@ -130,7 +170,7 @@ impl<'p, S: Storages> Torch<'p, S> {
         };
         let written = self.written(maker, call);
         !matches!(
-            written.and_then(|written| self.numbers_of(written.dtype)),
+            written.and_then(|written| numbers_of(self.pickle, written.dtype)),
             Ok(None)
         )
     }
@@ -158,7 +198,7 @@ impl<'p, S: Storages> Torch<'p, S> {
             return Ok(None);
         };
         let written = self.written(maker, call)?;
-        let Some(numbers) = self.numbers_of(written.dtype)? else {
+        let Some(numbers) = numbers_of(self.pickle, written.dtype)? else {
             return Ok(None);
         };
         let shape = self.dimensions(written.shape, "sizes")?;
@@ -168,6 +208,22 @@ impl<'p, S: Storages> Torch<'p, S> {
         let view = numbers.view(place, shape, &written.order)?;
         self.arrays.views.insert(id, view.clone());
         Ok(Some(view))
+    }
+
+    /// The array whose bytes follow the object `id` in the stream.
+    fn raw_view(&mut self, id: ObjectId, wrapped: &Wrapped) -> Result<View, Refusal> {
+        if let Some(view) = self.arrays.views.get(&id) {
+            return Ok(view.clone());
+        }
+        let span = self.pickle.raw(id);
+        let span = span.ok_or_else(|| malformed("an array has no bytes"))?;
+        let storage = Storage::in_file(span.offset, span.len);
+        let place = (self.table.add(storage)?, 0, span.len);
+        let view = wrapped
+            .numbers
+            .view(place, wrapped.shape.clone(), &wrapped.order)?;
+        self.arrays.views.insert(id, view.clone());
+        Ok(view)
     }
 
     fn written(&self, maker: Maker, call: &'p Call) -> Result<Written<'p>, Refusal> {
@@ -218,40 +274,6 @@ impl<'p, S: Storages> Torch<'p, S> {
                 })
             }
             (Maker::Masked, ..) => Err(unsupported("it is an array with a mask")),
-            _ => Err(unknown()),
-        }
-    }
-
-    /// `numpy.dtype("f4", align, copy)`, and the state `(version, byte order,
-    /// subarray, names, fields, ...)`. None for texts and dates.
-    fn numbers_of(&self, dtype: ObjectId) -> Result<Option<Numbers>, Refusal> {
-        let pickle = self.pickle;
-        let unknown = || unsupported("it is an array of an unknown type");
-        let Object::Call(call) = pickle.get(dtype) else {
-            return Err(unknown());
-        };
-        let args = pickle.as_tuple(call.args).unwrap_or_default();
-        let (Some(("numpy", "dtype")), [kind, ..]) = (pickle.global(call.callable), args) else {
-            return Err(unknown());
-        };
-        let order = match &*call.state {
-            [] => "=",
-            [state] => match pickle.as_tuple(*state) {
-                Some([_version, order, subarray, names, fields, ..]) => {
-                    let parts = [subarray, names, fields];
-                    let is_none = |id: &&ObjectId| matches!(pickle.get(**id), Object::None);
-                    if !parts.iter().all(is_none) {
-                        return Err(unsupported("its elements are records"));
-                    }
-                    pickle.as_str(*order).ok_or_else(unknown)?
-                }
-                _ => return Err(unknown()),
-            },
-            _ => return Err(unknown()),
-        };
-        match (pickle.global(*kind), pickle.as_str(*kind)) {
-            (Some(("ml_dtypes", name)), _) => Numbers::of_ml_dtype(order, name).map(Some),
-            (_, Some(kind)) => numbers(order, kind),
             _ => Err(unknown()),
         }
     }
@@ -414,7 +436,7 @@ impl<'p, S: Storages> Torch<'p, S> {
                 return Err(malformed("one of its parts is no array"));
             };
             let maker = maker(self.pickle, call).ok_or_else(|| malformed("a part is no array"))?;
-            let of_part = self.numbers_of(self.written(maker, call)?.dtype)?;
+            let of_part = numbers_of(self.pickle, self.written(maker, call)?.dtype)?;
             if view.shape.len() != 1 || *numbers.get_or_insert(of_part) != of_part {
                 return Err(malformed("its parts do not fit together"));
             }

@@ -5,6 +5,7 @@
 mod array;
 mod composed;
 mod containers;
+mod joblib;
 mod rebuild;
 mod saved;
 mod strided;
@@ -20,6 +21,7 @@ use crate::pickle::{Object, ObjectId, PersistentId, Pickle};
 
 pub use array::evaluated;
 pub use composed::{Note, Parts};
+pub use joblib::parse as parse_interleaved;
 pub use saved::{SavedStorage, saved_storage};
 pub use strided::{Dense, MAX_RANK, View};
 
