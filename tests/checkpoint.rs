@@ -19,6 +19,8 @@ mod sniffing;
 mod state_dict;
 #[path = "checkpoint/torch_objects.rs"]
 mod torch_objects;
+#[path = "checkpoint/torchscript.rs"]
+mod torchscript;
 #[path = "checkpoint/zip_oddities.rs"]
 mod zip_oddities;
 

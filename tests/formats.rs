@@ -15,14 +15,7 @@ use stfs::source::Bytes;
 /// Expectations that do not hold yet, and why. Each of these files is refused:
 /// whoever makes one be read takes it off this list.
 const PENDING: &[(&str, &[&str])] = &[
-    (
-        "joblib",
-        &[
-            "joblib-numpy126-objects.joblib",
-            "joblib-numpy2-objects.joblib",
-            "joblib-numpy2-tensors.joblib",
-        ],
-    ),
+    ("joblib", &["joblib-numpy2-tensors.joblib"]),
     (
         "tensors in plain pickles",
         &[
@@ -35,17 +28,7 @@ const PENDING: &[(&str, &[&str])] = &[
             "torch215-pickle5.pkl",
         ],
     ),
-    (
-        "TorchScript",
-        &[
-            "torchscript113-frozen.pt",
-            "torchscript113-scripted.pt",
-            "torchscript113-traced.pt",
-            "torchscript215-frozen.pt",
-            "torchscript215-scripted.pt",
-            "torchscript215-traced.pt",
-        ],
-    ),
+    ("TorchScript", &[]),
 ];
 
 /// dtype, sizes and hash of the bytes, by name.

@@ -18,6 +18,7 @@ mod storage;
 mod stream;
 mod torch;
 mod torch_zip;
+mod torchscript;
 mod zip;
 
 use crate::pickle::ReadAt;

@@ -59,6 +59,8 @@ pub enum Intruder {
     SevenZip,
     Tar,
     Compressed,
+    /// TorchScript before torch 1.4, which kept its modules in JSON.
+    OldTorchScript,
     ZipWithoutPickle,
 }
 
@@ -102,6 +104,10 @@ impl Intruder {
             Intruder::Compressed => (
                 Cause::Unsupported,
                 "this is a compressed stream, which torch cannot load either",
+            ),
+            Intruder::OldTorchScript => (
+                Cause::Unsupported,
+                "this is a TorchScript archive from before torch 1.4, with its modules in a model.json",
             ),
             Intruder::ZipWithoutPickle => (
                 Cause::Unsupported,
@@ -230,7 +236,12 @@ fn sniff_zip(source: &Source, promised: bool, head: &[u8]) -> Result<Content> {
         let objects = npz::may_hold_objects(source)?;
         Ok(Content::Npz { objects })
     } else {
-        Ok(intruder_if(promised, Intruder::ZipWithoutPickle))
+        let old = names.iter().any(|name| name.ends_with("/model.json"));
+        let intruder = match old {
+            true => Intruder::OldTorchScript,
+            false => Intruder::ZipWithoutPickle,
+        };
+        Ok(intruder_if(promised, intruder))
     }
 }
 

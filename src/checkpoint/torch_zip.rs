@@ -1,6 +1,6 @@
 //! The zip container of torch.save since 1.6: `ROOT/data.pkl`, and the bytes of
 //! each storage as `ROOT/data/KEY` (caffe2/serialize/inline_container.h,
-//! torch/serialization.py).
+//! torch/serialization.py). TorchScript's archives are the same and hold more.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -11,9 +11,10 @@ use super::dtype::ElementType;
 use super::refusal::{Cause, Refusal, shown};
 use super::storage::Table;
 use super::torch::{SavedStorage, StorageRef, Storages, Torch};
+use super::torchscript::{self, Classes, MAX_SOURCE};
 use super::zip::{Archive, Entry};
 use super::{Checkpoint, Place, Result, danger, state_dict, stream};
-use crate::pickle::{self, Failure, Limits, Window};
+use crate::pickle::{self, Failure, Import, Limits, Pickle, Window};
 use crate::source::Source;
 
 /// Longer compressed pickles are refused: 100,000 tensors take 15 MiB.
@@ -28,9 +29,6 @@ pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
     let archive = Archive::read(source)?;
     let root = root(&archive)?;
     let in_root = |name: &str| archive.entry(&format!("{root}/{name}"));
-    if in_root("constants.pkl").is_some() {
-        return Err(unsupported("this is a TorchScript archive, which is not read yet").into());
-    }
     if in_root(".data/extern_modules").is_some() {
         return Err(unsupported("this is a torch.package archive").into());
     }
@@ -50,22 +48,8 @@ pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
     let Some(entry) = in_root("data.pkl") else {
         return Err(unsupported("there is no data.pkl in this archive").into());
     };
-    let inflated;
-    let window;
-    let pickle = match entry.storage()?.place {
-        Place::File(offset) => {
-            window = Window::new(source, offset + entry.size);
-            pickle::parse_at(&window, offset, &Limits::default()).map_err(stream::refuse)?
-        }
-        _ => {
-            inflated = bytes(source, entry, MAX_PICKLE)?;
-            let parsed = pickle::parse(&inflated, &Limits::default());
-            parsed.map_err(|error| stream::refuse(Failure::Pickle(error)))?
-        }
-    };
-    if let Some(attack) = danger::find(pickle.imports()) {
-        return Err(attack.into());
-    }
+    let pickles = Pickles::new(source, entry)?;
+    let pickle = pickles.pickle()?;
     let records = Records {
         archive: &archive,
         prefix: format!("{root}/data/"),
@@ -73,8 +57,74 @@ pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
         by_key: HashMap::new(),
     };
     let mut torch = Torch::new(&pickle, records);
-    let contents = state_dict::read(&mut torch, root_path)?;
-    Ok(contents.with(torch.into_storages()))
+    let Some(constants) = in_root("constants.pkl") else {
+        let contents = state_dict::read(&mut torch, root_path)?;
+        return Ok(contents.with(torch.into_storages()));
+    };
+    let classes = classes(source, pickle.imports(), in_root)?;
+    if !classes.is_module(&pickle, pickle.root()) {
+        return Err(torchscript::no_module().into());
+    }
+    torch.scripted(classes);
+    let mut contents = state_dict::read(&mut torch, root_path)?;
+    let constants = Pickles::new(source, constants)?;
+    if contents.tensors.is_empty() && constants.pickle()?.has_persistent() {
+        return Err(torchscript::frozen().into());
+    }
+    let (storages, classes) = torch.into_parts();
+    contents.others.extend(classes.into_left_out());
+    Ok(contents.with(storages))
+}
+
+/// The pickle in an entry: read where it lies, or inflated.
+enum Pickles<'a> {
+    InFile(Window<'a, Source>, u64),
+    Inflated(Vec<u8>),
+}
+
+impl<'a> Pickles<'a> {
+    fn new(source: &'a Source, entry: &Entry) -> Result<Pickles<'a>> {
+        Ok(match entry.storage()?.place {
+            Place::File(offset) => {
+                Pickles::InFile(Window::new(source, offset + entry.size), offset)
+            }
+            _ => Pickles::Inflated(bytes(source, entry, MAX_PICKLE)?),
+        })
+    }
+
+    /// The pickle, unless something in it is dangerous.
+    fn pickle(&self) -> Result<Pickle<'_>> {
+        let limits = Limits::default();
+        let pickle = match self {
+            Pickles::InFile(window, offset) => pickle::parse_at(window, *offset, &limits),
+            Pickles::Inflated(bytes) => pickle::parse(bytes, &limits).map_err(Failure::Pickle),
+        };
+        let pickle = pickle.map_err(stream::refuse)?;
+        match danger::find(pickle.imports()) {
+            Some(attack) => Err(attack.into()),
+            None => Ok(pickle),
+        }
+    }
+}
+
+/// The classes of a TorchScript archive that `imports` names.
+fn classes<'a>(
+    source: &Source,
+    imports: &[Import],
+    in_root: impl Fn(&str) -> Option<&'a Entry>,
+) -> Result<Classes> {
+    let mut classes = Classes::default();
+    let mut left = MAX_SOURCE;
+    for module in Classes::modules(imports) {
+        // Classes that are part of torch have no source.
+        let Some(entry) = in_root(&Classes::entry(module)) else {
+            continue;
+        };
+        let text = bytes(source, entry, left)?;
+        left -= text.len() as u64;
+        classes.add(module, &String::from_utf8_lossy(&text));
+    }
+    Ok(classes)
 }
 
 /// Refuses a format that torch may lay out in another way one day. A missing

@@ -99,7 +99,7 @@ impl Entry {
 #[derive(Debug)]
 pub struct Archive {
     entries: Vec<Entry>,
-    /// Lower-case name to entry.
+    /// [`key`] of the name to entry.
     names: HashMap<String, usize>,
 }
 
@@ -154,9 +154,10 @@ impl Archive {
         &self.entries
     }
 
-    /// The entry of this name, without regard to case, as torch looks it up.
+    /// The entry of this name, without regard to case, as torch looks it up;
+    /// of the sources below `ROOT/code/`, the one that has it to the letter.
     pub fn entry(&self, name: &str) -> Option<&Entry> {
-        let index = *self.names.get(&name.to_ascii_lowercase())?;
+        let index = *self.names.get(&key(name))?;
         self.entries.get(index)
     }
 }
@@ -481,13 +482,22 @@ fn refuse_overlaps(mut extents: Vec<(u64, u64)>) -> Result<()> {
     }
 }
 
+/// What a name is looked up by: without regard to case, for so torch does. Sources
+/// of TorchScript are called after Python modules, which may well be `linear` and
+/// `Linear`.
+fn key(name: &str) -> String {
+    match name.split_once('/') {
+        Some((root, rest)) if rest.starts_with("code/") => {
+            format!("{}/{rest}", root.to_ascii_lowercase())
+        }
+        _ => name.to_ascii_lowercase(),
+    }
+}
+
 fn unique_names(entries: &[Entry]) -> Result<HashMap<String, usize>> {
     let mut names = HashMap::with_capacity(entries.len());
     for (index, entry) in entries.iter().enumerate() {
-        if names
-            .insert(entry.name.to_ascii_lowercase(), index)
-            .is_some()
-        {
+        if names.insert(key(&entry.name), index).is_some() {
             return Err(ambiguous(format!(
                 "the zip archive has two entries `{}`, or two that differ in upper and lower case only",
                 shown(&entry.name)

@@ -133,6 +133,12 @@ impl Pickle<'_> {
         self.root
     }
 
+    /// Whether it refers to an object outside of it.
+    pub fn has_persistent(&self) -> bool {
+        let mut ids = self.objects.ids();
+        ids.any(|id| matches!(self.objects.get(id), Object::Persistent(_)))
+    }
+
     /// The offset of what follows its STOP, from the start of the slice or file.
     pub fn end(&self) -> u64 {
         self.end

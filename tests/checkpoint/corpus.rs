@@ -1,4 +1,5 @@
-//! Real files, with what torch 2.15 made of each (`torch.load(weights_only=True)`).
+//! Real files, with what torch 2.15 made of each (`torch.load(weights_only=True)`,
+//! `torch.jit.load`).
 
 use std::env;
 use std::fs;
@@ -24,15 +25,6 @@ const REFUSED: &[(&str, Cause)] = &[
     ("zipdiff/62_dup4_k1_k2_k3_w.pt", Cause::Ambiguous),
     ("zipdiff/64_case_dup_lower_k1_upper_k2.pt", Cause::Ambiguous),
     ("zipdiff/65_case_dup_upper_k2_first.pt", Cause::Ambiguous),
-    // TorchScript is not read yet.
-    ("tch-rs/tests/foo.pt", Cause::Unsupported),
-    ("tch-rs/tests/foo1.pt", Cause::Unsupported),
-    ("tch-rs/tests/foo2.pt", Cause::Unsupported),
-    ("tch-rs/tests/foo3.pt", Cause::Unsupported),
-    ("tch-rs/tests/foo4.pt", Cause::Unsupported),
-    ("tch-rs/tests/foo5.pt", Cause::Unsupported),
-    ("tch-rs/tests/foo6.pt", Cause::Unsupported),
-    ("tch-rs/tests/foo7.pt", Cause::Unsupported),
 ];
 
 /// Pickles of the scanners' tests that import nothing dangerous by its name.

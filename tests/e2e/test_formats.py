@@ -21,15 +21,11 @@ PENDING = {
         "dcp-single", "dcp-two-ranks",
     ],
     "joblib": [
-        "joblib-numpy126-objects.joblib", "joblib-numpy2-objects.joblib", "joblib-numpy2-tensors.joblib",
+        "joblib-numpy2-tensors.joblib",
     ],
     "tensors in plain pickles": [
         "torch113-pickle2.pkl", "torch113-pickle4.pkl", "torch215-pickle0.pkl", "torch215-pickle2.pkl",
         "torch215-pickle3.pkl", "torch215-pickle4.pkl", "torch215-pickle5.pkl",
-    ],
-    "TorchScript": [
-        "torchscript113-frozen.pt", "torchscript113-scripted.pt", "torchscript113-traced.pt",
-        "torchscript215-frozen.pt", "torchscript215-scripted.pt", "torchscript215-traced.pt",
     ],
 }
 

@@ -61,11 +61,19 @@ impl<S: Storages> Torch<'_, S> {
         }
     }
 
+    /// What `state_dict()` of a module would be, compiled or pickled.
+    pub(super) fn module(&mut self, call: &Call) -> Result<Option<Entries>, Refusal> {
+        Ok(match self.classes.state(self.pickle, call)? {
+            Some(entries) => Some(entries),
+            None => self.pickled_module(call),
+        })
+    }
+
     /// What `state_dict()` of a pickled module would be: its parameters, its
     /// buffers but for those that are not to be saved, then its submodules
     /// (torch/nn/modules/module.py, `_save_to_state_dict`). A module is known by
     /// its attributes: its class may be anybody's.
-    pub(super) fn module(&self, call: &Call) -> Option<Entries> {
+    fn pickled_module(&self, call: &Call) -> Option<Entries> {
         // Attributes by name; slots come as the second half of a pair.
         let mut attributes = Entries::new();
         for state in &call.state {

@@ -8,7 +8,7 @@ use super::unsupported;
 use crate::checkpoint::numpy::{Numbers, Order};
 use crate::checkpoint::refusal::Refusal;
 use crate::checkpoint::{Result, danger, stream};
-use crate::pickle::{Call, Limits, Object, ObjectId, Objects, Parser, Pickle, Step, Window};
+use crate::pickle::{self, Call, Limits, Object, ObjectId, Objects, Parser, Pickle, Step, Window};
 use crate::source::Source;
 
 /// The class that stands for an array.
@@ -35,8 +35,18 @@ pub fn parse<'a>(window: &'a Window<'_, Source>) -> Result<Pickle<'a>> {
                 let wrapped = match wrapped(parser.objects(), id) {
                     None => continue,
                     Some(Ok(wrapped)) => wrapped,
-                    Some(Err(refusal)) => {
-                        return Err(danger::find(parser.imports()).unwrap_or(refusal).into());
+                    // Objects are a pickle of their own. Whoever comes to the array
+                    // is told why it is not read.
+                    Some(Err(_)) => {
+                        let start = parser.offset();
+                        let objects = pickle::parse_at(window, start, &limits);
+                        let objects = objects.map_err(stream::refuse)?;
+                        if let Some(attack) = danger::find(objects.imports()) {
+                            return Err(attack.into());
+                        }
+                        let len = objects.end().saturating_sub(start);
+                        parser.claim(id, 0, len).map_err(stream::refuse)?;
+                        continue;
                     }
                 };
                 let len = wrapped.numbers.bytes(&wrapped.shape)?;

@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use super::dtype::ElementType;
 use super::refusal::{Cause, Refusal};
 use super::storage::{Storage, Table};
+use super::torchscript::Classes;
 use crate::pickle::{Object, ObjectId, PersistentId, Pickle};
 
 pub use array::evaluated;
@@ -69,6 +70,8 @@ pub struct Torch<'p, S> {
     table: Table,
     resolved: HashMap<ObjectId, TypedStorage>,
     arrays: array::Arrays,
+    /// The classes of compiled modules.
+    classes: Classes,
 }
 
 /// What an object is to torch.
@@ -93,7 +96,13 @@ impl<'p, S: Storages> Torch<'p, S> {
             table: Table::default(),
             resolved: HashMap::new(),
             arrays: array::Arrays::default(),
+            classes: Classes::default(),
         }
+    }
+
+    /// Reads objects of `classes` as modules.
+    pub fn scripted(&mut self, classes: Classes) {
+        self.classes = classes;
     }
 
     pub fn pickle(&self) -> &'p Pickle<'p> {
@@ -103,6 +112,11 @@ impl<'p, S: Storages> Torch<'p, S> {
     /// The storages that the tensors lie in.
     pub fn into_storages(self) -> Vec<Storage> {
         self.table.into()
+    }
+
+    /// The storages that the tensors lie in, and the classes that were given.
+    pub fn into_parts(self) -> (Vec<Storage>, Classes) {
+        (self.table.into(), self.classes)
     }
 
     /// What the object `id` is. An error when it is a tensor that cannot be
@@ -120,7 +134,7 @@ impl<'p, S: Storages> Torch<'p, S> {
             Object::Tuple(items) => Meaning::Sequence(items),
             Object::Call(call) => match self.ordered_dict(id, call)? {
                 Some(entries) => Meaning::Map(entries, &call.state),
-                None => match (self.module(call), self.array(id, call)?) {
+                None => match (self.module(call)?, self.array(id, call)?) {
                     (Some(entries), _) => Meaning::Map(entries, &[]),
                     (None, Some(array)) => array,
                     (None, None) => self.tensor(call)?,
