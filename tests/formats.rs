@@ -12,25 +12,6 @@ use sha2::{Digest, Sha256};
 use stfs::convert::{self, Error, Reader};
 use stfs::source::Bytes;
 
-/// Expectations that do not hold yet, and why. Each of these files is refused:
-/// whoever makes one be read takes it off this list.
-const PENDING: &[(&str, &[&str])] = &[
-    ("joblib", &["joblib-numpy2-tensors.joblib"]),
-    (
-        "tensors in plain pickles",
-        &[
-            "torch113-pickle2.pkl",
-            "torch113-pickle4.pkl",
-            "torch215-pickle0.pkl",
-            "torch215-pickle2.pkl",
-            "torch215-pickle3.pkl",
-            "torch215-pickle4.pkl",
-            "torch215-pickle5.pkl",
-        ],
-    ),
-    ("TorchScript", &[]),
-];
-
 /// dtype, sizes and hash of the bytes, by name.
 type Tensors = BTreeMap<String, (String, Vec<u64>, String)>;
 
@@ -63,10 +44,6 @@ fn expectations() -> Vec<Expectation> {
     found.sort_by(|a, b| a.case.cmp(&b.case));
     assert!(!found.is_empty());
     found
-}
-
-fn is_pending(case: &str) -> bool {
-    PENDING.iter().any(|(_, cases)| cases.contains(&case))
 }
 
 fn open(expectation: &Expectation) -> Result<Reader, Error> {
@@ -156,32 +133,12 @@ fn difference(expectation: &Expectation) -> Result<(), String> {
 fn files_are_what_their_loaders_say() {
     let wrong: Vec<String> = expectations()
         .iter()
-        .filter(|expectation| !is_pending(&expectation.case))
         .filter_map(|expectation| {
             let difference = difference(expectation).err()?;
             Some(format!("{}: {difference}", expectation.case))
         })
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-/// The expectation of a case that does not hold.
-fn unmet<'a>(all: &'a [Expectation], case: &str) -> &'a Expectation {
-    let expectation = all.iter().find(|expectation| expectation.case == case);
-    let expectation = expectation.unwrap_or_else(|| panic!("there is no {case}"));
-    assert!(difference(expectation).is_err(), "{case} holds now");
-    expectation
-}
-
-#[test]
-fn pending_files_are_refused() {
-    let all = expectations();
-    for case in PENDING.iter().flat_map(|(_, cases)| *cases) {
-        assert!(
-            matches!(open(unmet(&all, case)), Err(Error::Refused(_))),
-            "{case} is read as something else"
-        );
-    }
 }
 
 /// Whatever a storage is made of, it is the same in any order and by any ranges.

@@ -23,14 +23,7 @@ const VERSION: i64 = 1001;
 pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
     let window = stream::window(source);
     let mut pickles = Pickles::new(source, &window, 0);
-    let magic = pickles.next()?;
-    if !matches!(magic.get(magic.root()), Object::BigInt(number) if **number == *MAGIC) {
-        return Err(malformed("it does not begin with torch's magic number").into());
-    }
-    let version = pickles.next()?;
-    if version.as_int(version.root()) != Some(VERSION) {
-        return Err(Refusal::new(Cause::Unsupported, "its format has an unknown version").into());
-    }
+    check_start(&pickles.next()?, &pickles.next()?)?;
     let _machine = pickles.next()?;
     let object = pickles.next()?;
     let keys = pickles.next()?;
@@ -38,6 +31,20 @@ pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
     let mut torch = Torch::new(&object, records);
     let contents = state_dict::read(&mut torch, root_path)?;
     Ok(contents.with(torch.into_storages()))
+}
+
+/// Checks the two pickles that every stream begins with.
+pub fn check_start(magic: &Pickle, version: &Pickle) -> std::result::Result<(), Refusal> {
+    if !matches!(magic.get(magic.root()), Object::BigInt(number) if **number == *MAGIC) {
+        return Err(malformed("it does not begin with torch's magic number"));
+    }
+    match version.as_int(version.root()) {
+        Some(VERSION) => Ok(()),
+        _ => Err(Refusal::new(
+            Cause::Unsupported,
+            "its format has an unknown version",
+        )),
+    }
 }
 
 /// The storages of the stream, by key.

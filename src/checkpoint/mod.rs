@@ -111,6 +111,16 @@ pub enum Error {
     Refused(#[from] Refusal),
 }
 
+impl Error {
+    /// The refusal that this amounts to, for whoever has no other way to say it.
+    fn into_refusal(self) -> Refusal {
+        match self {
+            Error::Refused(refusal) => refusal,
+            Error::Source(error) => Refusal::new(Cause::Changing, error.to_string()),
+        }
+    }
+}
+
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Pickles are read where they lie in the file.

@@ -88,7 +88,7 @@ pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
         return Err(attack.into());
     }
     refuse_more(source, pickle.end())?;
-    let mut torch = Torch::new(&pickle, Nowhere);
+    let mut torch = Torch::new(&pickle, Nowhere(source));
     let contents = state_dict::read(&mut torch, root)?;
     Ok(contents.with(torch.into_storages()))
 }
@@ -108,11 +108,15 @@ fn refuse_more(source: &Source, end: u64) -> Result<()> {
     Err(attack(&bytes).unwrap_or_else(more).into())
 }
 
-/// A pickle without a container has no storages beside it.
-struct Nowhere;
+/// A pickle without a container has no storages beside it, only some inside.
+struct Nowhere<'a>(&'a Source);
 
-impl Storages for Nowhere {
+impl Storages for Nowhere<'_> {
     const PARTS: usize = 5;
+
+    fn source(&self) -> Option<&Source> {
+        Some(self.0)
+    }
 
     fn resolve(
         &mut self,

@@ -20,13 +20,6 @@ PENDING = {
     "torch.distributed.checkpoint": [
         "dcp-single", "dcp-two-ranks",
     ],
-    "joblib": [
-        "joblib-numpy2-tensors.joblib",
-    ],
-    "tensors in plain pickles": [
-        "torch113-pickle2.pkl", "torch113-pickle4.pkl", "torch215-pickle0.pkl", "torch215-pickle2.pkl",
-        "torch215-pickle3.pkl", "torch215-pickle4.pkl", "torch215-pickle5.pkl",
-    ],
 }
 
 

@@ -36,7 +36,7 @@ struct Written<'p> {
 }
 
 /// The bytes of an array as its pickle says them.
-enum Data<'p> {
+pub(super) enum Data<'p> {
     Bytes(&'p Payload<'p>),
     /// Text, a letter for each byte.
     Latin1(&'p Str<'p>),
@@ -315,7 +315,7 @@ impl<'p, S: Storages> Torch<'p, S> {
         Ok(Storage::in_memory(bytes))
     }
 
-    fn data(&self, data: ObjectId) -> Result<Data<'p>, Refusal> {
+    pub(super) fn data(&self, data: ObjectId) -> Result<Data<'p>, Refusal> {
         let pickle = self.pickle;
         match pickle.get(data) {
             // Those of Python 2 are its bytes.
@@ -470,7 +470,7 @@ impl<'p, S: Storages> Torch<'p, S> {
 }
 
 /// The bytes that text stands for, a letter for each.
-fn latin1(text: &Str) -> Result<Vec<u8>, Refusal> {
+pub(super) fn latin1(text: &Str) -> Result<Vec<u8>, Refusal> {
     let bytes = text.as_str().and_then(|text| {
         let letters = text.chars().map(|letter| u8::try_from(letter).ok());
         letters.collect()

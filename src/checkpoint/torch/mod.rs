@@ -5,6 +5,7 @@
 mod array;
 mod composed;
 mod containers;
+mod embedded;
 mod joblib;
 mod rebuild;
 mod saved;
@@ -19,6 +20,7 @@ use super::refusal::{Cause, Refusal};
 use super::storage::{Storage, Table};
 use super::torchscript::Classes;
 use crate::pickle::{Object, ObjectId, PersistentId, Pickle};
+use crate::source::Source;
 
 pub use array::evaluated;
 pub use composed::{Note, Parts};
@@ -34,6 +36,11 @@ pub trait Storages {
     /// The bytes of a storage that the pickle refers to; they are added to
     /// `table`. An error unless the container holds exactly those bytes.
     fn resolve(&mut self, table: &mut Table, saved: &SavedStorage) -> Result<StorageRef, Refusal>;
+
+    /// The file that payloads of the pickle were left in, if they were.
+    fn source(&self) -> Option<&Source> {
+        None
+    }
 
     /// The tensor that a persistent id names by itself, in containers where one
     /// does.

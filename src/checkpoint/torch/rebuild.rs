@@ -113,6 +113,14 @@ impl<S: Storages> Torch<'_, S> {
         if let Some(storage) = self.resolved.get(&id) {
             return Ok(*storage);
         }
+        let pickle = self.pickle;
+        if let Object::Call(call) = pickle.get(id)
+            && pickle.global(call.callable) == Some(("torch.storage", "_load_from_bytes"))
+        {
+            let storage = self.embedded(call)?;
+            self.resolved.insert(id, storage);
+            return Ok(storage);
+        }
         let saved = saved_storage(self.pickle, id, S::PARTS)?;
         let saved =
             saved.ok_or_else(|| malformed("it is rebuilt from something that is no storage"))?;
