@@ -1,11 +1,11 @@
-//! Plain `pickle.dump`, as detectron2, Caffe2 and Paddle keep arrays in; and how to
-//! tell a pickle from other files.
+//! Plain `pickle.dump`, as detectron2, Caffe2 and Paddle keep arrays in, and joblib
+//! nearly so; and how to tell a pickle from other files.
 
 use super::refusal::{Cause, Refusal};
 use super::storage::Table;
-use super::torch::{SavedStorage, StorageRef, Storages, Torch, parse_interleaved};
+use super::torch::{self, Follows, SavedStorage, StorageRef, Storages, Torch};
 use super::{Checkpoint, Result, danger, state_dict, stream};
-use crate::pickle::{self, ErrorKind, Limits, Pickle};
+use crate::pickle::{self, ErrorKind, Limits, Parser, Pickle, Step, Window};
 use crate::source::Source;
 
 /// How much of a stream is read to find out what its pickles import.
@@ -83,7 +83,7 @@ fn after<'a>(pickle: &Pickle, bytes: &'a [u8]) -> Option<&'a [u8]> {
 /// Reads the checkpoint in `source`, from the dotted path `root` on.
 pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
     let window = stream::window(source);
-    let pickle = parse_interleaved(&window)?;
+    let pickle = parse(&window)?;
     if let Some(attack) = danger::find_in(&pickle) {
         return Err(attack.into());
     }
@@ -91,6 +91,42 @@ pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
     let mut torch = Torch::new(&pickle, Nowhere(source));
     let contents = state_dict::read(&mut torch, root)?;
     Ok(contents.with(torch.into_storages()))
+}
+
+/// Reads the pickle at the start of a file, and where joblib put the bytes of
+/// arrays between its opcodes.
+fn parse<'a>(window: &'a Window<'a, Source>) -> Result<Pickle<'a>> {
+    let limits = Limits::default();
+    let mut parser = Parser::new(window, 0, &limits);
+    loop {
+        let built = match parser.resume().map_err(stream::refuse)? {
+            Step::Done(pickle) => return Ok(pickle),
+            Step::Built(built) => built,
+        };
+        let follows = torch::follows(parser.objects(), built);
+        let attack = |refusal| danger::find(parser.imports()).unwrap_or(refusal);
+        let (gap, len) = match follows.map_err(attack)? {
+            None => continue,
+            Some(Follows::Bytes {
+                len,
+                aligned: false,
+            }) => (0, len),
+            Some(Follows::Bytes { len, aligned: true }) => {
+                // A byte says how many follow it.
+                let padding = parser.peek().map_err(stream::refuse)?.unwrap_or(0);
+                (1 + u64::from(padding), len)
+            }
+            Some(Follows::Pickle) => {
+                let start = parser.offset();
+                let inner = pickle::parse_at(window, start, &limits).map_err(stream::refuse)?;
+                if let Some(attack) = danger::find_in(&inner) {
+                    return Err(attack.into());
+                }
+                (0, inner.end() - start)
+            }
+        };
+        parser.claim(built, gap, len).map_err(stream::refuse)?;
+    }
 }
 
 /// Refuses what follows a pickle, but for blanks: it would be left out.

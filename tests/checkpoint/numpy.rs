@@ -294,10 +294,60 @@ fn refuses_pickles_that_are_not_alone() {
         &[NUMPY2_PROTOCOL4, NUMPY2_PROTOCOL4].concat(),
         Cause::Unsupported,
     );
+    let estimator = build(
+        new(global("mine", "Estimator"), &[]),
+        dict(&[(text("coefficients"), joblib(&[1], "u1", b"\0."))]),
+    );
+    let hidden = dict(&[(text("a"), array(&[1], &[1])), (text("e"), estimator)]);
+    assert!(refused(&pickle(hidden), Cause::Unsupported).contains("mine.Estimator"));
     let storage = pickle(dict(&[(text("w"), floats())]));
     refused(&storage, Cause::Malformed);
-    let joblib = new(global("joblib.numpy_pickle", "NumpyArrayWrapper"), &[]);
-    assert!(refused(&pickle(joblib), Cause::Unsupported).contains("joblib"));
+}
+
+/// joblib's stand-in for an array of bytes, and what follows it.
+fn joblib(shape: &[i64], kind: &str, follows: &[u8]) -> Vec<u8> {
+    let wrapper = new(global("joblib.numpy_pickle", "NumpyArrayWrapper"), &[]);
+    let state = dict(&[
+        (text("subclass"), global("numpy", "ndarray")),
+        (text("shape"), ints(shape)),
+        (text("order"), text("F")),
+        (text("dtype"), dtype(kind, "|")),
+        (text("allow_mmap"), TRUE.to_vec()),
+        (text("numpy_array_alignment_bytes"), int(16)),
+    ]);
+    [build(wrapper, state), follows.to_vec()].concat()
+}
+
+#[test]
+fn reads_arrays_that_joblib_puts_behind_their_objects() {
+    let two = dict(&[
+        (
+            text("a"),
+            joblib(&[2, 2], "u1", b"\x02\xff\xff\x01\x02\x03\x04"),
+        ),
+        (text("b"), joblib(&[], "u1", b"\0.")),
+    ]);
+    assert_eq!(
+        read(&pickle(two)).unwrap(),
+        [
+            seen("a", Dtype::U8, &[2, 2], &[1, 3, 2, 4]),
+            seen("b", Dtype::U8, &[], b"."),
+        ]
+    );
+    let objects = |inner: &[u8]| pickle(dict(&[(text("o"), joblib(&[1], "O8", inner))]));
+    let refusal = refused(&objects(b"\x80\x02]N\x61."), Cause::Unsupported);
+    assert!(refusal.contains("`o`"), "{refusal}");
+    refused(&objects(b"\x80\x02cos\nsystem\n."), Cause::Dangerous);
+    // More elements than there are bytes, or numbers.
+    refused(&pickle(joblib(&[9], "u1", b"\0.")), Cause::NotDownloaded);
+    refused(
+        &pickle(joblib(&[1 << 62, 4], "u1", b"\0.")),
+        Cause::Malformed,
+    );
+    refused(&pickle(joblib(&[-1], "u1", b"\0.")), Cause::Unsupported);
+    // In a torch file nothing follows.
+    let archive = Archive::torch(&named(joblib(&[1], "u1", b"")), &[]);
+    refused(&archive.bytes(), Cause::Unsupported);
 }
 
 fn eval(expression: &str, names: Vec<u8>) -> Vec<u8> {

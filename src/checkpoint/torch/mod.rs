@@ -7,6 +7,7 @@ mod composed;
 mod containers;
 mod embedded;
 mod joblib;
+mod paddle;
 mod rebuild;
 mod saved;
 mod strided;
@@ -22,9 +23,9 @@ use super::torchscript::Classes;
 use crate::pickle::{Object, ObjectId, PersistentId, Pickle};
 use crate::source::Source;
 
-pub use array::evaluated;
 pub use composed::{Note, Parts};
-pub use joblib::parse as parse_interleaved;
+pub use joblib::{Follows, follows};
+pub use paddle::evaluated;
 pub use saved::{SavedStorage, saved_storage};
 pub use strided::{Dense, MAX_RANK, View};
 

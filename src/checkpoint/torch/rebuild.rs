@@ -8,7 +8,7 @@ use super::{Storages, Torch, TypedStorage, View, malformed, unsupported};
 use crate::checkpoint::Lazy;
 use crate::checkpoint::dtype::{ElementType, Foreign};
 use crate::checkpoint::refusal::{Cause, Refusal};
-use crate::pickle::{Object, ObjectId, Objects};
+use crate::pickle::{Object, ObjectId};
 
 /// What the elements of a storage are read as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +105,32 @@ impl<S: Storages> Torch<'_, S> {
     }
 
     pub(super) fn dimensions(&self, id: ObjectId, what: &str) -> Result<Box<[u64]>, Refusal> {
-        dimensions(self.pickle, id, what)
+        let size = match self.pickle.get(id) {
+            // torch.Size((2, 3))
+            Object::Call(call) if self.pickle.global(call.callable) == Some(("torch", "Size")) => {
+                match self.pickle.as_tuple(call.args) {
+                    Some([inner]) => *inner,
+                    _ => id,
+                }
+            }
+            _ => id,
+        };
+        let items: &[ObjectId] = match self.pickle.get(size) {
+            Object::Tuple(items) => items,
+            Object::List(items) => items,
+            _ => return Err(malformed(format!("its {what} are not a tuple of numbers"))),
+        };
+        if items.len() > MAX_RANK {
+            return Err(Refusal::new(
+                Cause::TooLarge,
+                format!("it has {} dimensions", items.len()),
+            ));
+        }
+        items
+            .iter()
+            .map(|item| u64::try_from(self.pickle.as_int(*item)?).ok())
+            .collect::<Option<Box<[u64]>>>()
+            .ok_or_else(|| malformed(format!("one of its {what} is not a number from 0")))
     }
 
     /// The storage behind a persistent id.
@@ -149,34 +174,4 @@ fn integers(element: ElementType) -> Result<ElementType, Refusal> {
         },
         ElementType::Plain(_) => Err(malformed("its storage is not quantized")),
     }
-}
-
-/// The sizes or strides that a tuple is of.
-pub fn dimensions(objects: &Objects, id: ObjectId, what: &str) -> Result<Box<[u64]>, Refusal> {
-    let size = match objects.get(id) {
-        // torch.Size((2, 3))
-        Object::Call(call) if objects.global(call.callable) == Some(("torch", "Size")) => {
-            match objects.as_tuple(call.args) {
-                Some([inner]) => *inner,
-                _ => id,
-            }
-        }
-        _ => id,
-    };
-    let items: &[ObjectId] = match objects.get(size) {
-        Object::Tuple(items) => items,
-        Object::List(items) => items,
-        _ => return Err(malformed(format!("its {what} are not a tuple of numbers"))),
-    };
-    if items.len() > MAX_RANK {
-        return Err(Refusal::new(
-            Cause::TooLarge,
-            format!("it has {} dimensions", items.len()),
-        ));
-    }
-    items
-        .iter()
-        .map(|item| u64::try_from(objects.as_int(*item)?).ok())
-        .collect::<Option<Box<[u64]>>>()
-        .ok_or_else(|| malformed(format!("one of its {what} is not a number from 0")))
 }
