@@ -92,7 +92,7 @@ impl Tensor {
 }
 
 /// A value that is no tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Other {
     /// Dotted path.
     pub path: String,
@@ -100,6 +100,8 @@ pub struct Other {
     pub kind: String,
     /// A short form, control characters escaped.
     pub repr: String,
+    /// The whole of a number or text at the top of what was walked.
+    pub value: Option<serde_json::Value>,
 }
 
 /// Why there is no checkpoint.

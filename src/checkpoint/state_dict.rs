@@ -204,7 +204,7 @@ enum Label {
 impl<'p, S: Storages> Walk<'_, 'p, S> {
     fn run(&mut self, root: ObjectId) -> Result<(), Refusal> {
         let mut frames = Vec::new();
-        if let Some(children) = self.visit(root)? {
+        if let Some(children) = self.visit(root, false)? {
             frames.push(self.enter(root, children, 0)?);
         }
         while let Some(frame) = frames.last_mut() {
@@ -222,7 +222,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 self.report_optimizer()?;
                 continue;
             }
-            if let Some(children) = self.visit(child)? {
+            if let Some(children) = self.visit(child, !nested)? {
                 let depth = frames.len();
                 frames.push(self.enter(child, children, depth)?);
             }
@@ -244,7 +244,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
 
     /// Looks at the value that the path leads to. Its children, when it is a
     /// container.
-    fn visit(&mut self, id: ObjectId) -> Result<Option<Children<'p>>, Refusal> {
+    fn visit(&mut self, id: ObjectId, top: bool) -> Result<Option<Children<'p>>, Refusal> {
         let meaning = match self.look(id) {
             Ok(meaning) => meaning,
             Err(refusal) if self.path.is_empty() => return Err(refusal),
@@ -271,8 +271,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             Meaning::Sequence(items) => Ok(Some(Children::Items(items.iter().enumerate()))),
             Meaning::Other => {
                 self.refuse_hidden_tensors(id, &[id])?;
-                let (kind, repr) = describe(self.torch.pickle(), id);
-                self.report(&kind, repr)?;
+                self.report_value(id, top)?;
                 Ok(None)
             }
         }
@@ -418,7 +417,23 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             path: self.path.clone(),
             kind: kind.to_string(),
             repr,
+            value: None,
         });
+        Ok(())
+    }
+
+    /// Reports a value, and at the top of the file keeps it whole.
+    fn report_value(&mut self, id: ObjectId, top: bool) -> Result<(), Refusal> {
+        let pickle = self.torch.pickle();
+        let (kind, repr) = describe(pickle, id);
+        let listed = self.contents.others.len();
+        self.report(&kind, repr)?;
+        if let Some(other) = self.contents.others.get_mut(listed).filter(|_| top)
+            && let Some(value) = scalar(pickle, id)
+        {
+            self.text += value.as_str().map_or(8, str::len);
+            other.value = Some(value);
+        }
         Ok(())
     }
 
@@ -485,9 +500,8 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             let Some(path) = pickle.as_str(*key).filter(|key| *key != "state_dict") else {
                 continue;
             };
-            let (kind, repr) = describe(pickle, *value);
             self.path.push_str(path);
-            self.report(&kind, repr)?;
+            self.report_value(*value, true)?;
             self.path.clear();
         }
         Ok(())
@@ -535,6 +549,17 @@ fn no_container(pickle: &Pickle, id: ObjectId) -> Refusal {
             Cause::NoTensors,
             format!("it holds a value of type {kind} and no tensors"),
         ),
+    }
+}
+
+/// A number or a text as JSON has it; what JSON has no number for, as text.
+fn scalar(pickle: &Pickle, id: ObjectId) -> Option<serde_json::Value> {
+    match pickle.get(id) {
+        Object::Bool(value) => Some((*value).into()),
+        Object::Int(value) => Some((*value).into()),
+        Object::Float(value) if value.is_finite() => Some((*value).into()),
+        Object::Float(value) => Some(value.to_string().into()),
+        _ => pickle.as_str(id).map(Into::into),
     }
 }
 

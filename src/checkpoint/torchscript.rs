@@ -127,6 +127,7 @@ impl Classes {
             path,
             kind: "Tensor".into(),
             repr: "left out: not in the state_dict() of its module".into(),
+            value: None,
         })
     }
 }

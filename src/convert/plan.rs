@@ -205,6 +205,18 @@ impl Plan {
         &self.others
     }
 
+    /// The numbers and texts at the top of the checkpoint, as one JSON object; None
+    /// when there are none.
+    pub fn values(&self) -> Option<Vec<u8>> {
+        let values = self
+            .others
+            .iter()
+            .filter_map(|other| Some((other.path.clone(), other.value.clone()?)));
+        let values: serde_json::Map<_, _> = values.collect();
+        (!values.is_empty())
+            .then(|| format!("{:#}\n", serde_json::Value::Object(values)).into_bytes())
+    }
+
     /// How many more of them there are.
     pub fn unlisted(&self) -> u64 {
         self.unlisted

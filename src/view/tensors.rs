@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::node::{Attr, Node, Origin, Place, TensorSet};
+use super::node::{Attr, Node, Origin, Place, TensorSet, Text};
 use super::sources::Sources;
 use super::{Error, Result, tensor_names};
 use crate::convert::{Plan, Planned};
@@ -62,6 +62,10 @@ pub struct TensorListing {
     plans: Vec<Arc<Plan>>,
 }
 
+/// The file with the numbers and texts beside the tensors. It is found by its
+/// name alone: what is listed are tensors. A tensor of that name wins.
+const VALUES: &str = ".other.json";
+
 impl TensorListing {
     pub(super) fn open(sources: &Sources, set: &Arc<TensorSet>) -> Result<TensorListing> {
         let plans = set
@@ -95,16 +99,16 @@ impl TensorListing {
     }
 
     /// The node of the tensor with this file name. Names of exact duplicates are
-    /// found too, though not listed.
+    /// found too, and the file of values, though not listed.
     pub(super) fn find(&self, file_name: &str) -> Result<Node> {
         let place = match tensor_names::decode(file_name) {
             Some(name) => self.find_name(&name),
             None if tensor_names::is_cut(file_name) => self.find_cut(file_name),
             None => None,
         };
-        place
-            .and_then(|(part, index)| self.node(part, index))
-            .ok_or(Error::NotFound)
+        let node = place.and_then(|(part, index)| self.node(part, index));
+        let values = || (file_name == VALUES).then(|| self.values()).flatten();
+        node.or_else(values).ok_or(Error::NotFound)
     }
 
     fn find_name(&self, name: &str) -> Option<(u32, u32)> {
@@ -132,6 +136,21 @@ impl TensorListing {
             })?;
             Some((part as u32, tensor as u32))
         })
+    }
+
+    /// The numbers and texts beside the tensors of one file.
+    fn values(&self) -> Option<Node> {
+        let ([origin], [plan]) = (&*self.set.parts, &*self.plans) else {
+            return None;
+        };
+        let text = Text {
+            path: self.set.path.join(VALUES).into(),
+            about: origin.path.clone(),
+            refuses: false,
+            body: plan.values()?.into(),
+        };
+        let attr = origin.attr.sized(text.body.len() as u64);
+        Some(Node::new(Place::Text(Arc::new(text)), attr))
     }
 
     fn tensor(&self, part: u32, index: u32) -> Option<&Planned> {

@@ -170,3 +170,18 @@ def test_refused(value, stfs, tmp_path):
     torch.save({"w": value}, tmp_path / "m.pt")
     result = stfs.run("ls", tmp_path / "m.pt", check=False)
     assert result.returncode == 1 and "`w`" in result.stderr
+
+
+def test_values_beside_tensors(tmp_path, mounted):
+    """Numbers and texts at the top can be read; deeper ones are shown by `stfs ls`."""
+    value = {"w": torch.ones(2), "epoch": 7, "lr": 0.5, "name": "x\n\u00e9", "ok": True, "deep": {"n": 1}, "none": None}
+    torch.save(value, tmp_path / "m.pt")
+    torch.save({"w": torch.ones(2)}, tmp_path / "plain.pt")
+    with mounted(tmp_path) as mount_point:
+        tensors = mount_point / "m.tensors"
+        # What is listed are tensors.
+        assert [path.name for path in tensors.iterdir()] == ["w"]
+        values = json.loads((tensors / ".other.json").read_text())
+        assert values == {"epoch": 7, "lr": 0.5, "name": "x\n\u00e9", "ok": True}
+        assert [path.name for path in (mount_point / "plain.tensors").iterdir()] == ["w"]
+        assert not (mount_point / "plain.tensors" / ".other.json").exists()
