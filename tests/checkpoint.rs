@@ -5,6 +5,8 @@
 mod archive;
 #[path = "checkpoint/corpus.rs"]
 mod corpus;
+#[path = "checkpoint/distributed.rs"]
+mod distributed;
 #[path = "checkpoint/mutation.rs"]
 mod mutation;
 #[path = "checkpoint/npy.rs"]

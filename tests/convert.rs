@@ -30,7 +30,7 @@ fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
 fn reader(path: &std::path::Path, checkpoint: Checkpoint) -> Reader {
     let source = Source::open(path).unwrap();
     let plan = Plan::new(checkpoint, source.size(), None).unwrap();
-    Reader::new(source, Arc::new(plan))
+    Reader::new(source, Arc::new(plan)).unwrap()
 }
 
 fn owned(bytes: Bytes) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! Plans in memory: each made once however many ask for it at the same time,
 //! the least recently used forgotten first.
 
+use std::ffi::OsString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
@@ -15,6 +16,8 @@ pub struct Key {
     pub identity: Identity,
     /// The class of model that decides which names of tied tensors stay.
     pub architecture: Option<Arc<str>>,
+    /// Other files that the plan may need, by name.
+    pub beside: Arc<[(OsString, Identity)]>,
 }
 
 /// A plan, or why there is none. Both hold for as long as the file stays as it is.

@@ -3,6 +3,7 @@
 //! says ([`sniff`]).
 
 mod danger;
+mod distributed;
 mod dtype;
 mod legacy;
 mod legacy_tar;
@@ -22,13 +23,14 @@ mod torchscript;
 mod zip;
 
 use crate::pickle::ReadAt;
-use crate::source::{self, Source};
+use crate::source::{self, Identity, Source, Span};
 
+pub use distributed::PARTS;
 pub use dtype::{Numeric, numeric};
 pub use refusal::{Cause, Refusal};
 pub use safetensors::{MAX_HEADER, NativeTensor, native};
 pub use sniff::{Content, Intruder, Promise, Stream, sniff};
-pub use storage::{Codec, Encoded, Place, Storage};
+pub use storage::{Codec, Encoded, Place, Storage, Tile, Tiling};
 
 /// The tensors of one checkpoint and what stands beside them.
 #[derive(Debug, Default)]
@@ -37,6 +39,9 @@ pub struct Checkpoint {
     pub tensors: Vec<Tensor>,
     /// The spans that the tensors' elements lie in.
     pub storages: Vec<Storage>,
+    /// Files of the same directory that storages lie in, as they were when the
+    /// checkpoint was read.
+    pub beside: Vec<Beside>,
     /// Values that are no tensors.
     pub others: Vec<Other>,
     /// How many more of them there are.
@@ -61,6 +66,14 @@ pub struct Tensor {
     /// Bytes from the start of the storage to the first element.
     pub offset: u64,
     pub lazy: Lazy,
+}
+
+/// A file beside the one that a checkpoint was read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beside {
+    /// Its name, without a directory.
+    pub name: String,
+    pub identity: Identity,
 }
 
 /// What is still to be done to each element when it is read.
@@ -134,15 +147,25 @@ impl ReadAt for Source {
     }
 }
 
+/// The same of a stretch of a file, with its own offsets.
+impl ReadAt for Span<'_> {
+    type Error = source::Error;
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> source::Result<()> {
+        Span::read_exact_at(self, buffer, offset)
+    }
+}
+
 /// Reads the checkpoint in `source`, whose content is `content`: the tensors below
 /// the dotted path `root`, if one is given. Costs the
 /// pickle and the directory of the container, not the weights.
 pub fn read(source: &Source, content: Content, root: Option<&str>) -> Result<Checkpoint> {
     match content {
-        Content::TorchZip => torch_zip::read(source, root),
+        Content::TorchZip => torch_zip::read(source.span(), root),
         Content::Pickle(Stream::Legacy) => legacy::read(source, root),
         Content::Pickle(Stream::Tar) => legacy_tar::read(source, root),
         Content::Pickle(Stream::Plain) => plain::read(source, root),
+        Content::Distributed => distributed::read(source, root),
         Content::NotACheckpoint(intruder) => Err(intruder.refusal().into()),
         Content::Npy { .. } => npy::read(source, root),
         Content::Npz { .. } => npz::read(source, root),

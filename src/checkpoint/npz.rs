@@ -16,7 +16,7 @@ use crate::source::Source;
 /// Reads the arrays in the archive `source`, or only the one called `root`, which
 /// is called `tensor` then.
 pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
-    let entries = Archive::list(source)?;
+    let entries = Archive::list(source.span())?;
     let mut names = HashSet::with_capacity(entries.len());
     let mut contents = Contents::default();
     let mut table = Table::default();
@@ -48,7 +48,7 @@ pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
 /// Whether some of the arrays in `source` may be of Python objects.
 pub fn may_hold_objects(source: &Source) -> Result<bool> {
     let any = || {
-        for entry in Archive::list(source)? {
+        for entry in Archive::list(source.span())? {
             if Head::read(first_of(source, &entry))?.may_hold_objects() {
                 return Ok(true);
             }

@@ -24,6 +24,8 @@ pub enum Content {
     TorchZip,
     /// A pickle without a container, or one at the head of a stream.
     Pickle(Stream),
+    /// The `.metadata` of a torch.distributed.checkpoint directory.
+    Distributed,
     /// Something else under the name of a checkpoint.
     NotACheckpoint(Intruder),
     Safetensors,
@@ -125,6 +127,10 @@ const HEAD: u64 = 512;
 /// (torch/serialization.py, `MAGIC_NUMBER`). Protocol and frame stand before it.
 const LEGACY_MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e";
 
+/// The module of the root of a distributed checkpoint's metadata, which is the
+/// first thing that its pickle imports.
+const DISTRIBUTED: &[u8] = b"torch.distributed.checkpoint.metadata";
+
 /// Members, with the zeros that pad their names, that begin the tar of a torch checkpoint.
 const TAR_MEMBERS: [&[u8]; 4] = [
     b"sys_info\0\0",
@@ -167,6 +173,13 @@ pub fn sniff(source: &Source, promise: Promise) -> Result<Content> {
     if looks_like_safetensors(&head, source.size()) && (promise == Promise::Safetensors || !pickle)
     {
         return Ok(Content::Safetensors);
+    }
+    if pickle
+        && head
+            .windows(DISTRIBUTED.len())
+            .any(|bytes| bytes == DISTRIBUTED)
+    {
+        return Ok(Content::Distributed);
     }
     if pickle {
         let legacy = head.windows(LEGACY_MAGIC.len()).take(16);
@@ -211,7 +224,7 @@ fn intruder_if(promised: bool, intruder: Intruder) -> Content {
 /// read in one way only is judged by its name, and by the entry that torch
 /// writes first.
 fn sniff_zip(source: &Source, promised: bool, head: &[u8]) -> Result<Content> {
-    let names = match Archive::names(source) {
+    let names = match Archive::names(source.span()) {
         Ok(names) => names,
         Err(Error::Refused(_)) => {
             let names_pickle = head

@@ -40,7 +40,7 @@ const MAX_DEPTH: usize = 1000;
 
 /// Top-level keys that trainers keep optimizers' states under: torch's examples,
 /// Lightning, fairseq, DeepSpeed, apex.
-const OPTIMIZERS: &[&str] = &[
+pub const OPTIMIZERS: &[&str] = &[
     "last_optimizer_state",
     "optim",
     "optim_state_dict",
@@ -106,6 +106,7 @@ impl Contents {
             others: self.others,
             unlisted: self.unlisted,
             notes,
+            ..Checkpoint::default()
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::Tensor;
 use super::refusal::{Cause, Refusal};
 
 /// A run of bytes that tensors are views of.
@@ -17,12 +18,38 @@ pub struct Storage {
 pub enum Place {
     /// Those of the file, from this byte on.
     File(u64),
+    /// Those of another file, an index into [`Checkpoint::beside`], from this byte on.
+    ///
+    /// [`Checkpoint::beside`]: super::Checkpoint::beside
+    Beside { file: u32, offset: u64 },
     /// What decoding a stretch of the file gives.
     Decoded(Encoded),
     /// Made while the checkpoint was read.
     Memory(Arc<[u8]>),
     /// Those of several storages, one after the other.
     Chain(Box<[Storage]>),
+    /// A row-major tensor that is kept in boxes.
+    Tiles(Tiling),
+}
+
+/// A tensor cut into boxes, each of which is a tensor of the same type. They
+/// cover it without overlap.
+#[derive(Clone, Debug)]
+pub struct Tiling {
+    /// Elements.
+    pub shape: Box<[u64]>,
+    /// In the order of their first elements.
+    pub tiles: Box<[Tile]>,
+}
+
+/// A box of a larger tensor.
+#[derive(Clone, Debug)]
+pub struct Tile {
+    /// Where its first element is, in elements along each dimension.
+    pub start: Box<[u64]>,
+    /// Its elements, a view of `storage` whatever index it has itself.
+    pub tensor: Tensor,
+    pub storage: Storage,
 }
 
 /// A stretch of the file that is not the bytes themselves.

@@ -15,7 +15,7 @@ use super::torchscript::{self, Classes, MAX_SOURCE};
 use super::zip::{Archive, Entry};
 use super::{Checkpoint, Place, Result, danger, state_dict, stream};
 use crate::pickle::{self, Failure, Import, Limits, Pickle, Window};
-use crate::source::Source;
+use crate::source::{self, Span};
 
 /// Longer compressed pickles are refused: 100,000 tensors take 15 MiB.
 const MAX_PICKLE: u64 = 256 << 20;
@@ -25,7 +25,8 @@ const MAX_PICKLE: u64 = 256 << 20;
 const MAX_VERSION: u32 = 10;
 
 /// Reads the checkpoint in the torch zip archive `source`, from `root_path` on.
-pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
+/// Places are given from the start of the span.
+pub fn read(source: Span, root_path: Option<&str>) -> Result<Checkpoint> {
     let archive = Archive::read(source)?;
     let root = root(&archive)?;
     let in_root = |name: &str| archive.entry(&format!("{root}/{name}"));
@@ -48,7 +49,7 @@ pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
     let Some(entry) = in_root("data.pkl") else {
         return Err(unsupported("there is no data.pkl in this archive").into());
     };
-    let pickles = Pickles::new(source, entry)?;
+    let pickles = Pickles::new(&source, entry)?;
     let pickle = pickles.pickle()?;
     let records = Records {
         archive: &archive,
@@ -67,7 +68,7 @@ pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
     }
     torch.scripted(classes);
     let mut contents = state_dict::read(&mut torch, root_path)?;
-    let constants = Pickles::new(source, constants)?;
+    let constants = Pickles::new(&source, constants)?;
     if contents.tensors.is_empty() && constants.pickle()?.has_persistent() {
         return Err(torchscript::frozen().into());
     }
@@ -78,38 +79,49 @@ pub fn read(source: &Source, root_path: Option<&str>) -> Result<Checkpoint> {
 
 /// The pickle in an entry: read where it lies, or inflated.
 enum Pickles<'a> {
-    InFile(Window<'a, Source>, u64),
+    InFile(Window<'a, Span<'a>>, u64),
     Inflated(Vec<u8>),
 }
 
 impl<'a> Pickles<'a> {
-    fn new(source: &'a Source, entry: &Entry) -> Result<Pickles<'a>> {
+    fn new(source: &'a Span<'a>, entry: &Entry) -> Result<Pickles<'a>> {
         Ok(match entry.storage()?.place {
             Place::File(offset) => {
                 Pickles::InFile(Window::new(source, offset + entry.size), offset)
             }
-            _ => Pickles::Inflated(bytes(source, entry, MAX_PICKLE)?),
+            _ => Pickles::Inflated(bytes(*source, entry, MAX_PICKLE)?),
         })
     }
 
     /// The pickle, unless something in it is dangerous.
     fn pickle(&self) -> Result<Pickle<'_>> {
-        let limits = Limits::default();
-        let pickle = match self {
-            Pickles::InFile(window, offset) => pickle::parse_at(window, *offset, &limits),
-            Pickles::Inflated(bytes) => pickle::parse(bytes, &limits).map_err(Failure::Pickle),
-        };
-        let pickle = pickle.map_err(stream::refuse)?;
-        match danger::find(pickle.imports()) {
-            Some(attack) => Err(attack.into()),
-            None => Ok(pickle),
+        match self {
+            Pickles::InFile(window, offset) => {
+                harmless(pickle::parse_at(window, *offset, &Limits::default()))
+            }
+            Pickles::Inflated(bytes) => parse(bytes),
         }
+    }
+}
+
+/// The pickle in `bytes`, which must not be an attack.
+pub fn parse(bytes: &[u8]) -> Result<Pickle<'_>> {
+    harmless(pickle::parse(bytes, &Limits::default()).map_err(Failure::Pickle))
+}
+
+fn harmless<'p>(
+    pickle: std::result::Result<Pickle<'p>, Failure<source::Error>>,
+) -> Result<Pickle<'p>> {
+    let pickle = pickle.map_err(stream::refuse)?;
+    match danger::find(pickle.imports()) {
+        Some(attack) => Err(attack.into()),
+        None => Ok(pickle),
     }
 }
 
 /// The classes of a TorchScript archive that `imports` names.
 fn classes<'a>(
-    source: &Source,
+    source: Span,
     imports: &[Import],
     in_root: impl Fn(&str) -> Option<&'a Entry>,
 ) -> Result<Classes> {
@@ -129,7 +141,7 @@ fn classes<'a>(
 
 /// Refuses a format that torch may lay out in another way one day. A missing
 /// version says nothing about the layout.
-fn check_version<'a>(source: &Source, in_root: impl Fn(&str) -> Option<&'a Entry>) -> Result<()> {
+fn check_version<'a>(source: Span, in_root: impl Fn(&str) -> Option<&'a Entry>) -> Result<()> {
     let Some(entry) = in_root(".data/version").or_else(|| in_root("version")) else {
         return Ok(());
     };
@@ -168,7 +180,7 @@ fn root(archive: &Archive) -> Result<&str> {
 }
 
 /// The bytes of a small entry.
-fn bytes(source: &Source, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
+fn bytes(source: Span, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
     let storage = entry.storage()?;
     if entry.size > limit {
         return Err(Refusal::new(

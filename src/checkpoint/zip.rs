@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use super::refusal::{Cause, Refusal, shown};
 use super::{Codec, Encoded, Error, Place, Result, Storage};
-use crate::source::{self, Source};
+use crate::source::{self, Span};
 
 /// Entries are refused above this count.
 const MAX_ENTRIES: u64 = 1 << 20;
@@ -105,7 +105,7 @@ pub struct Archive {
 
 impl Archive {
     /// Reads the central directory and every local header of `source`.
-    pub fn read(source: &Source) -> Result<Archive> {
+    pub fn read(source: Span) -> Result<Archive> {
         let entries = Archive::list(source)?;
         let names = unique_names(&entries)?;
         Ok(Archive { entries, names })
@@ -113,7 +113,7 @@ impl Archive {
 
     /// The entries of `source`, none of which shares a byte with another. Two may
     /// have one name.
-    pub fn list(source: &Source) -> Result<Vec<Entry>> {
+    pub fn list(source: Span) -> Result<Vec<Entry>> {
         let directory = Directory::find(source)?;
         let listed = directory.entries(source)?;
         let mut entries = Vec::with_capacity(listed.len());
@@ -145,7 +145,7 @@ impl Archive {
 
     /// The names in the central directory of `source`, without a look at the
     /// entries themselves.
-    pub fn names(source: &Source) -> Result<Vec<String>> {
+    pub fn names(source: Span) -> Result<Vec<String>> {
         let listed = Directory::find(source)?.entries(source)?;
         Ok(listed.into_iter().map(|entry| entry.name).collect())
     }
@@ -170,7 +170,7 @@ struct Directory {
 }
 
 impl Directory {
-    fn find(source: &Source) -> Result<Directory> {
+    fn find(source: Span) -> Result<Directory> {
         let tail_start = source.size().saturating_sub(TAIL);
         let tail = source.read_at(tail_start, source.size() - tail_start)?;
         let found = (0..tail.len().saturating_sub(21))
@@ -238,7 +238,7 @@ impl Directory {
 
     /// The 64-bit end record and where it begins, when a locator stands before
     /// the end record.
-    fn find64(source: &Source, end_offset: u64) -> Result<Option<(Directory, u64)>> {
+    fn find64(source: Span, end_offset: u64) -> Result<Option<(Directory, u64)>> {
         let Some(locator_offset) = end_offset.checked_sub(20) else {
             return Ok(None);
         };
@@ -291,7 +291,7 @@ impl Directory {
     }
 
     /// What the directory lists.
-    fn entries(&self, source: &Source) -> Result<Vec<Listed>> {
+    fn entries(&self, source: Span) -> Result<Vec<Listed>> {
         let bytes = source.read_at(self.offset, self.size)?;
         let mut fields = Fields(&bytes);
         let mut listed = Vec::new();
@@ -369,7 +369,7 @@ impl Listed {
 
     /// Where the data begins, by the local header, which has to agree on what
     /// is there.
-    fn data(&self, source: &Source) -> Result<u64> {
+    fn data(&self, source: Span) -> Result<u64> {
         let broken = || {
             malformed(format!(
                 "entry `{}` of the zip archive has no local header",

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
+use super::files::Files;
 use super::stored::Stored;
 use crate::checkpoint::{Lazy, Numeric, Tensor, numeric};
-use crate::source::{Result, Source};
+use crate::source::Result;
 use safetensors::Dtype;
 
 /// A run of elements with gaps is read in one piece up to this many bytes.
@@ -79,7 +80,7 @@ impl Strided {
 
     /// Fills `out` with the elements from number `first` on, in row-major order.
     /// `out` is a whole number of elements.
-    pub fn read(&self, source: &Source, first: u64, out: &mut [u8]) -> Result<()> {
+    pub fn read(&self, files: &Files, first: u64, out: &mut [u8]) -> Result<()> {
         let count = out.len() as u64 / self.element;
         let mut scratch = Vec::new();
         for block in blocks(&self.axes, first, count) {
@@ -87,7 +88,7 @@ impl Strided {
             let len = block.elements() * self.element;
             // Both are inside `out`, whose length is a usize.
             let part = &mut out[at as usize..(at + len) as usize];
-            self.read_block(source, &block, part, &mut scratch)?;
+            self.read_block(files, &block, part, &mut scratch)?;
         }
         self.finish(out);
         Ok(())
@@ -97,7 +98,7 @@ impl Strided {
     /// lie closest in the source.
     fn read_block(
         &self,
-        source: &Source,
+        files: &Files,
         block: &Block,
         out: &mut [u8],
         scratch: &mut Vec<u8>,
@@ -136,7 +137,7 @@ impl Strided {
             let out = &mut out[to as usize * element..];
             let from = self.start + from * self.element;
             let fetch = |buffer: &mut [u8], offset| {
-                self.storage.read_exact_at(source, buffer, from + offset)
+                self.storage.read_exact_at(files, buffer, from + offset)
             };
             run.read(fetch, element, out, scratch)?;
             if !runs.advance() {

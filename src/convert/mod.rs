@@ -1,6 +1,7 @@
 //! Named tensors become a safetensors file: its header, where its bytes come
 //! from, what it is called.
 
+mod files;
 mod gather;
 mod header;
 pub mod index;
@@ -10,6 +11,7 @@ mod reader;
 mod stored;
 mod tied_weights;
 mod ties;
+mod tiled;
 
 pub use plan::{Data, Plan, Planned};
 pub use reader::Reader;
@@ -81,7 +83,7 @@ pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
     let content = sniff(&source, promise(path))?;
     let architecture = architecture(path);
     let plan = plan(&source, content, architecture.as_deref(), root)?;
-    Ok(Reader::new(source, Arc::new(plan)))
+    Ok(Reader::new(source, Arc::new(plan))?)
 }
 
 /// What the name of the file at `path` promises.

@@ -1,5 +1,7 @@
 //! What converted files are called, and which files hold no weights.
 
+use crate::checkpoint::PARTS;
+
 /// Endings of checkpoint files.
 const ENDINGS: &[&str] = &[
     "bin", "pt", "pth", "ckpt", "pkl", "pickle", "pdparams", "th", "pyth", "joblib", "npy", "npz",
@@ -8,6 +10,9 @@ const ENDINGS: &[&str] = &[
 
 /// The ending of converted files, with its dot.
 pub const SAFETENSORS: &str = ".safetensors";
+
+/// The file that describes a torch.distributed.checkpoint directory.
+const METADATA: &str = ".metadata";
 
 /// Whether the name of a file says that it is a checkpoint.
 pub fn promises_checkpoint(name: &str) -> bool {
@@ -21,6 +26,8 @@ pub fn stem(name: &str) -> String {
     match split_ending(name) {
         Some((stem, ending)) if ending.eq_ignore_ascii_case("bin") => rename_model(stem),
         Some((stem, _)) => stem.to_string(),
+        // A directory is one checkpoint, and its parts have no names of their own.
+        None if name == METADATA => "model".to_string(),
         // A pickle under the name of a safetensors file.
         None => name.strip_suffix(SAFETENSORS).unwrap_or(name).to_string(),
     }
@@ -82,6 +89,11 @@ pub fn holds_no_weights(name: &str) -> bool {
         .any(|prefix| numbered(prefix))
         || stem.ends_with("_optim_states")
         || rank_optimizer
+}
+
+/// Files that are read as parts of the checkpoint that another one describes.
+pub fn is_part(name: &str) -> bool {
+    name.ends_with(PARTS)
 }
 
 /// Splits a checkpoint's name into stem and ending.

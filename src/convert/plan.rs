@@ -9,7 +9,9 @@ use safetensors::Dtype;
 use super::gather::Strided;
 use super::stored::Stored;
 use super::{header, ties};
-use crate::checkpoint::{Cause, Checkpoint, MAX_HEADER, NativeTensor, Other, Refusal, Tensor};
+use crate::checkpoint::{
+    Beside, Cause, Checkpoint, MAX_HEADER, NativeTensor, Other, Refusal, Tensor,
+};
 
 /// Views may make a file larger than its checkpoint, up to this many times ...
 const MAX_EXPANSION: u64 = 16;
@@ -29,6 +31,8 @@ pub struct Plan {
     dropped: Box<[(Box<str>, u32)]>,
     others: Box<[Other]>,
     unlisted: u64,
+    /// Other files that bytes come from.
+    beside: Box<[Beside]>,
     /// Bytes of tensors that are kept in memory.
     held: usize,
     size: u64,
@@ -78,6 +82,8 @@ impl Plan {
         let total = order.iter().try_fold(0_u64, |total, index| {
             total.checked_add(tensors[*index].bytes())
         });
+        let beside = checkpoint.beside.iter().map(|file| file.identity.size);
+        let source_size = beside.fold(source_size, u64::saturating_add);
         let most = source_size
             .saturating_mul(MAX_EXPANSION)
             .max(FREE_EXPANSION);
@@ -157,6 +163,7 @@ impl Plan {
             dropped: dropped.into(),
             others: checkpoint.others.into(),
             unlisted: checkpoint.unlisted,
+            beside: checkpoint.beside.into(),
             held: storages.iter().map(|storage| storage.held()).sum(),
         })
     }
@@ -181,6 +188,7 @@ impl Plan {
             dropped: Box::default(),
             others: Box::default(),
             unlisted: 0,
+            beside: Box::default(),
             held: 0,
             size: source_size,
         }
@@ -220,6 +228,11 @@ impl Plan {
     /// How many more of them there are.
     pub fn unlisted(&self) -> u64 {
         self.unlisted
+    }
+
+    /// Files in the directory of the source that bytes come from too.
+    pub fn beside(&self) -> &[Beside] {
+        &self.beside
     }
 
     /// Tensors by name, in byte order.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 
+use super::files::Files;
 use super::gather::Strided;
 use super::plan::{Data, Plan};
 use crate::source::{Bytes, Result, Source};
@@ -15,10 +16,10 @@ const BLOCK: u64 = 4 << 20;
 /// Blocks kept for the reads that follow.
 const BLOCKS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
-/// A plan with its source held open. Reads may run from many threads at once.
+/// A plan with its sources held open. Reads may run from many threads at once.
 #[derive(Debug)]
 pub struct Reader {
-    source: Source,
+    files: Files,
     plan: Arc<Plan>,
     blocks: Mutex<LruCache<BlockKey, Block>>,
 }
@@ -37,13 +38,18 @@ enum Piece<'a> {
 }
 
 impl Reader {
-    /// `source` must be the file that `plan` was made from.
-    pub fn new(source: Source, plan: Arc<Plan>) -> Reader {
-        Reader {
-            source,
+    /// `source` must be the file that `plan` was made from. Those beside it are
+    /// opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`](crate::source::Error::Changed) when one of those is
+    /// another one now.
+    pub fn new(source: Source, plan: Arc<Plan>) -> Result<Reader> {
+        Ok(Reader {
+            files: Files::open(source, &plan)?,
             plan,
             blocks: Mutex::new(LruCache::new(BLOCKS)),
-        }
+        })
     }
 
     pub fn plan(&self) -> &Plan {
@@ -51,7 +57,7 @@ impl Reader {
     }
 
     pub fn source(&self) -> &Source {
-        &self.source
+        self.files.main()
     }
 
     /// Bytes `[offset, offset + len)` of the converted file, cut at its end.
@@ -73,12 +79,12 @@ impl Reader {
         if start >= end {
             return Ok(Bytes::Owned(Vec::new()));
         }
-        self.source.check()?;
+        self.files.check()?;
         let first = self.piece(start, end);
         if let Piece::Source(from, len) = first
             && len == end - start
         {
-            return self.source.reply(from, len as usize);
+            return self.source().reply(from, len as usize);
         }
         let mut out = Vec::with_capacity((end - start) as usize);
         let mut at = start;
@@ -88,7 +94,7 @@ impl Reader {
         }
         // The pieces were read one after the other; together they are the old
         // file only if it is still there.
-        self.source.check()?;
+        self.files.check()?;
         Ok(Bytes::Owned(out))
     }
 
@@ -123,7 +129,7 @@ impl Reader {
             Piece::Source(from, len) => {
                 let filled = out.len();
                 out.resize(filled + *len as usize, 0);
-                self.source.read_exact_at(&mut out[filled..], *from)?;
+                self.source().read_exact_at(&mut out[filled..], *from)?;
             }
             Piece::Gathered(tensor, view, skip, len) => {
                 let block_len = BLOCK - BLOCK % view.element();
@@ -147,7 +153,7 @@ impl Reader {
         let start = number * block_len;
         let len = self.plan.tensors()[tensor].len - start;
         let mut block = vec![0; len.min(block_len) as usize];
-        view.read(&self.source, start / view.element(), &mut block)?;
+        view.read(&self.files, start / view.element(), &mut block)?;
         let block = Arc::new(block);
         blocks().put(key, block.clone());
         Ok(block)

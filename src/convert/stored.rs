@@ -8,19 +8,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use flate2::read::DeflateDecoder;
 
+use super::files::Files;
+use super::tiled::Tiled;
 use crate::checkpoint::{Codec, Encoded, Place, Storage};
 use crate::source::{Error, Result, Source};
 
 /// Bytes read or written at a time while decoding.
 const PIECE: usize = 1 << 20;
 
-/// A storage of one source file.
+/// A storage of the files that a plan was made from.
 #[derive(Debug)]
 pub enum Stored {
     File(u64),
     Memory(Arc<[u8]>),
     Decoded(Decoded),
     Chain(Vec<(u64, Stored)>),
+    /// In another file, from this byte on.
+    Beside(u32, u64),
+    Tiled(Tiled),
 }
 
 /// A stretch of the source, and what it decodes to once somebody has read it.
@@ -37,6 +42,8 @@ impl Stored {
     pub fn new(storage: &Storage) -> Stored {
         match &storage.place {
             Place::File(offset) => Stored::File(*offset),
+            Place::Beside { file, offset } => Stored::Beside(*file, *offset),
+            Place::Tiles(tiling) => Stored::Tiled(Tiled::new(tiling)),
             Place::Memory(bytes) => Stored::Memory(bytes.clone()),
             Place::Decoded(encoded) => Stored::Decoded(Decoded {
                 encoded: *encoded,
@@ -57,14 +64,21 @@ impl Stored {
         match self {
             Stored::Memory(bytes) => bytes.len(),
             Stored::Chain(links) => links.iter().map(|(_, link)| link.held()).sum(),
-            Stored::File(_) | Stored::Decoded(_) => 0,
+            Stored::Tiled(tiled) => tiled.held(),
+            Stored::File(_) | Stored::Beside(..) | Stored::Decoded(_) => 0,
         }
     }
 
     /// Fills `buffer` with the bytes of the storage from `offset` on.
-    pub fn read_exact_at(&self, source: &Source, buffer: &mut [u8], offset: u64) -> Result<()> {
+    pub fn read_exact_at(&self, files: &Files, buffer: &mut [u8], offset: u64) -> Result<()> {
         match self {
-            Stored::File(start) => source.read_exact_at(buffer, start.saturating_add(offset)),
+            Stored::File(start) => files
+                .main()
+                .read_exact_at(buffer, start.saturating_add(offset)),
+            Stored::Beside(file, start) => files
+                .beside(*file)?
+                .read_exact_at(buffer, start.saturating_add(offset)),
+            Stored::Tiled(tiled) => tiled.read_exact_at(files, buffer, offset),
             Stored::Memory(bytes) => {
                 let span = usize::try_from(offset)
                     .ok()
@@ -73,7 +87,7 @@ impl Stored {
                 Ok(())
             }
             Stored::Decoded(decoded) => {
-                let file = decoded.file(source)?;
+                let file = decoded.file(files.main())?;
                 Ok(file.read_exact_at(buffer, offset)?)
             }
             Stored::Chain(links) => {
@@ -86,7 +100,7 @@ impl Stored {
                     }
                     let here = (len - skip).min(buffer.len() as u64) as usize;
                     let (head, rest) = buffer.split_at_mut(here);
-                    link.read_exact_at(source, head, skip)?;
+                    link.read_exact_at(files, head, skip)?;
                     (buffer, skip) = (rest, 0);
                 }
                 match buffer.is_empty() {
@@ -135,7 +149,7 @@ impl Decoded {
     }
 }
 
-fn past_end(wanted: u64, size: u64) -> Error {
+pub fn past_end(wanted: u64, size: u64) -> Error {
     Error::PastEnd { wanted, size }
 }
 

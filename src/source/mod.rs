@@ -143,6 +143,15 @@ impl Source {
         }
     }
 
+    /// The file from its first byte to its last.
+    pub fn span(&self) -> Span<'_> {
+        Span {
+            source: self,
+            start: 0,
+            len: self.size(),
+        }
+    }
+
     fn require(&self, offset: u64, len: u64) -> Result<()> {
         let size = self.size();
         match offset.checked_add(len) {
@@ -164,5 +173,58 @@ impl Source {
                 unsafe { MmapOptions::new().len(len).map(&self.file) }.ok()
             })
             .as_ref()
+    }
+}
+
+/// A stretch of a source, with offsets of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    source: &'a Source,
+    /// Bytes from the start of the file.
+    start: u64,
+    /// Bytes. The end lies inside the file.
+    len: u64,
+}
+
+impl<'a> Span<'a> {
+    /// `len` bytes of `source` from `start` on.
+    ///
+    /// # Errors
+    /// [`Error::PastEnd`] unless they lie inside the file.
+    pub fn new(source: &'a Source, start: u64, len: u64) -> Result<Span<'a>> {
+        source.require(start, len)?;
+        Ok(Span { source, start, len })
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.len
+    }
+
+    /// Bytes from the start of the file.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// As [`Source::read_at`], with an offset from the start of the span.
+    pub fn read_at(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
+        self.require(offset, len)?;
+        self.source.read_at(self.start + offset, len)
+    }
+
+    /// As [`Source::read_exact_at`], with an offset from the start of the span.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.require(offset, buffer.len() as u64)?;
+        self.source.read_exact_at(buffer, self.start + offset)
+    }
+
+    fn require(&self, offset: u64, len: u64) -> Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => Ok(()),
+            end => Err(Error::PastEnd {
+                wanted: end.unwrap_or(u64::MAX),
+                size: self.len,
+            }),
+        }
     }
 }

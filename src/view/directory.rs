@@ -346,8 +346,10 @@ pub(super) fn text_node(text: Text, attr: Attr) -> Node {
     Node::new(Place::Text(Arc::new(text)), attr)
 }
 
+/// Whether a checkpoint of this name turns into nothing by itself.
 fn holds_no_weights(name: &OsStr) -> bool {
-    name.to_str().is_some_and(names::holds_no_weights)
+    name.to_str()
+        .is_some_and(|name| names::holds_no_weights(name) || names::is_part(name))
 }
 
 pub(super) fn with(name: &OsStr, suffix: &str) -> OsString {

@@ -205,7 +205,7 @@ impl View {
         if *source.identity() != origin.key.identity {
             return Err(Error::Stale);
         }
-        Ok(Reader::new(source, self.sources.plan(origin)?))
+        Ok(Reader::new(source, self.sources.plan(origin)?)?)
     }
 
     /// Extended attributes: names with values, in a stable order.

@@ -2,7 +2,7 @@
 //! kept under the identity of the file it was found out from, so that a changed
 //! file is looked at anew.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::hash::Hash;
 use std::io;
 use std::num::NonZeroUsize;
@@ -14,6 +14,7 @@ use super::node::{Attr, Origin};
 use crate::cache::{Key, Outcome, Plans, Recent};
 use crate::checkpoint::{self, Cause, Content, Promise, Refusal, sniff};
 use crate::convert::index::Index;
+use crate::convert::names;
 use crate::convert::{self, Plan};
 use crate::source::{self, Identity, Metadata, Source};
 
@@ -40,6 +41,9 @@ pub(super) struct Sources {
     architectures: Recent<Identity, Option<Arc<str>>>,
     indexes: Recent<Identity, Option<Arc<Index>>>,
 }
+
+/// Files by name, in order, as they were.
+type Beside = Arc<[(OsString, Identity)]>;
 
 /// What stands at a path of the source.
 pub(super) enum Found {
@@ -208,6 +212,7 @@ impl Sources {
         let key = Key {
             identity: metadata.identity,
             architecture,
+            beside: self.beside(path, content)?,
         };
         let size = match self.sizes.get(&key) {
             Some(size) => size,
@@ -227,6 +232,28 @@ impl Sources {
         }))
     }
 
+    /// The other files that the checkpoint at `path` may be made of.
+    fn beside(&self, path: &Path, content: Content) -> Result<Beside, Arc<Refusal>> {
+        let (Content::Distributed, Some(directory)) = (content, path.parent()) else {
+            return Ok(Beside::default());
+        };
+        let unreadable = |error: io::Error| Arc::new(refuse_unreadable(&error.into()));
+        let mut beside = Vec::new();
+        for entry in std::fs::read_dir(directory).map_err(unreadable)? {
+            let name = entry.map_err(unreadable)?.file_name();
+            if !name.to_str().is_some_and(names::is_part) {
+                continue;
+            }
+            match self.find(directory, &name).map_err(unreadable)? {
+                Found::File(metadata, _) => beside.push((name, metadata.identity)),
+                Found::Refused(_, refusal) => return Err(Arc::new(refusal)),
+                Found::Missing | Found::Directory(_) | Found::Special => {}
+            }
+        }
+        beside.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        Ok(beside.into())
+    }
+
     /// The plan that derived nodes are made with, made again if it was forgotten.
     pub fn plan(&self, origin: &Origin) -> super::Result<Arc<Plan>> {
         match self.outcome(&origin.path, origin.content, &origin.key)? {
@@ -241,12 +268,22 @@ impl Sources {
             if *source.identity() != key.identity {
                 return Err(source::Error::Changed.into());
             }
-            convert::plan(
+            let plan = convert::plan(
                 &source,
                 content,
                 key.architecture.as_deref(),
                 self.weights.as_deref(),
-            )
+            )?;
+            let is_known = |file: &checkpoint::Beside| {
+                let name =
+                    |known: &(OsString, Identity)| known.0.as_os_str().cmp(file.name.as_ref());
+                let found = key.beside.binary_search_by(name);
+                found.is_ok_and(|at| key.beside[at].1 == file.identity)
+            };
+            match plan.beside().iter().all(is_known) {
+                true => Ok(plan),
+                false => Err(source::Error::Changed.into()),
+            }
         })
     }
 }

@@ -30,10 +30,6 @@ AMBIGUOUS = {
     "zipdiff/65_case_dup_upper_k2_first.pt": "two records differ in the case of their name only",
 }
 
-# What is not read yet. Strict: whoever makes one of them pass takes it off this list.
-PENDING = {
-}
-
 SAFETENSORS_DTYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -63,8 +59,7 @@ def is_torch_zip(path):
 def parameters(paths):
     """A corpus that is not there is one visible skip."""
     for path in paths:
-        marks = [pytest.mark.xfail(reason=PENDING[path], strict=True)] if path in PENDING else []
-        yield pytest.param(path, marks=marks)
+        yield pytest.param(path)
     if not paths:
         yield pytest.param(None, id="no-corpus")
 

@@ -14,14 +14,6 @@ from conftest import REPOSITORY, derived, read_everything, refusal
 
 FORMATS = REPOSITORY / "tests" / "data" / "formats"
 
-# What is not read yet: reason -> expectations. Strict: whoever makes one of them pass takes it off this list, and
-# off that of tests/formats.rs.
-PENDING = {
-    "torch.distributed.checkpoint": [
-        "dcp-single", "dcp-two-ranks",
-    ],
-}
-
 
 def expectations():
     return [json.loads(path.read_text()) | {"id": case_of(path)} for path in sorted(FORMATS.glob("*.expected.json"))]
@@ -32,11 +24,8 @@ def case_of(path):
 
 
 def parameters(cases):
-    pending = {case: reason for reason, cases in PENDING.items() for case in cases}
     for case in cases:
-        reason = pending.get(case["id"])
-        marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-        yield pytest.param(case, id=case["id"], marks=marks)
+        yield pytest.param(case, id=case["id"])
 
 
 EXPECTATIONS = expectations()
@@ -105,8 +94,3 @@ def test_no_two_files_have_one_name():
     """Else their converted forms would keep their endings, and this suite would not find them."""
     names = [derived(FORMATS / file).name for file in {case["file"] for case in EXPECTATIONS}]
     assert len(names) == len(set(names))
-
-
-def test_pending_is_known():
-    known = {case["id"] for case in EXPECTATIONS}
-    assert {case for cases in PENDING.values() for case in cases} <= known

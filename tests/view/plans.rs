@@ -21,6 +21,7 @@ fn key(inode: u64) -> Key {
             changed: (0, 0),
         },
         architecture: None,
+        beside: Arc::default(),
     }
 }
 
