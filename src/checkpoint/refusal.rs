@@ -32,8 +32,10 @@ pub enum Cause {
     Inexpressible,
     /// Stays above a limit that keeps hostile files cheap.
     TooLarge,
-    /// Holds no weights.
+    /// Holds no tensors.
     NoTensors,
+    /// Is what an optimizer left behind.
+    OptimizerState,
 }
 
 impl Refusal {
@@ -89,6 +91,7 @@ impl Refusal {
                 "If the file is what it should be, save it again with torch.save, its tensors as \
                  contiguous copies."
             }
+            Cause::OptimizerState => "Nothing needs to be done: training leaves such files behind.",
             Cause::NoTensors => "Nothing needs to be done unless it was meant to hold weights.",
         }
     }

@@ -139,6 +139,12 @@ pub fn read<S: Storages>(torch: &mut Torch<S>, root: Option<&str>) -> Result<Con
         }
     }
     match walk.look(start)? {
+        Meaning::Map(entries, _) if is_optimizer(pickle, &entries) => {
+            return Err(Refusal::new(
+                Cause::OptimizerState,
+                "it is an optimizer's state, which holds no weights",
+            ));
+        }
         Meaning::Map(..) | Meaning::Sequence(_) => {}
         Meaning::Tensor(..) | Meaning::Parts(_) => walk.path.push_str("tensor"),
         Meaning::Other => return Err(no_container(pickle, start)),

@@ -15,7 +15,7 @@ use super::node::{Attr, Node, Origin, Place, Real, Text};
 use super::scan::{Scan, stem};
 use super::sources::Found;
 use super::{Error, Result, Tensors, View, refused, tensors};
-use crate::checkpoint::{Content, Refusal};
+use crate::checkpoint::{Cause, Content, Refusal};
 use crate::convert::names;
 use crate::source::Metadata;
 
@@ -152,6 +152,7 @@ impl View {
                 }
                 claims
             }
+            Err(refusal) if is_unwanted(&refusal) => Vec::new(),
             Err(refusal) => {
                 let node = refused(directory, name, metadata, &refusal);
                 vec![(with(name, REFUSED), 1, node)]
@@ -281,6 +282,7 @@ impl View {
                 let path = directory.join(name);
                 match self.sources.origin(&path, &metadata, content) {
                     Ok(_) => return Ok(None),
+                    Err(refusal) if is_unwanted(&refusal) => return Ok(None),
                     Err(refusal) => (metadata, refusal),
                 }
             }
@@ -350,6 +352,12 @@ pub(super) fn text_node(text: Text, attr: Attr) -> Node {
 fn holds_no_weights(name: &OsStr) -> bool {
     name.to_str()
         .is_some_and(|name| names::holds_no_weights(name) || names::is_part(name))
+}
+
+/// Whether nobody misses the file: what training leaves behind is not shown,
+/// whatever it is called.
+fn is_unwanted(refusal: &Refusal) -> bool {
+    refusal.cause() == Cause::OptimizerState
 }
 
 pub(super) fn with(name: &OsStr, suffix: &str) -> OsString {

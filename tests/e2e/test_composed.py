@@ -185,3 +185,15 @@ def test_values_beside_tensors(tmp_path, mounted):
         assert values == {"epoch": 7, "lr": 0.5, "name": "x\n\u00e9", "ok": True}
         assert [path.name for path in (mount_point / "plain.tensors").iterdir()] == ["w"]
         assert not (mount_point / "plain.tensors" / ".other.json").exists()
+
+
+def test_optimizer_is_not_shown(stfs, tmp_path, mounted):
+    """Whatever it is called: nobody looks for weights in it."""
+    module = torch.nn.Linear(2, 2)
+    torch.save(torch.optim.SGD(module.parameters()).state_dict(), tmp_path / "last.pt")
+    torch.save(module.state_dict(), tmp_path / "model.pt")
+    with mounted(tmp_path) as mount_point:
+        assert sorted(path.name for path in mount_point.iterdir()) == ["model.safetensors", "model.tensors"]
+        assert not (mount_point / "last.pt.refused.txt").exists()
+    result = stfs.run("ls", tmp_path / "last.pt", check=False)
+    assert result.returncode == 1 and "optimizer" in result.stderr

@@ -249,3 +249,41 @@ def test_archive_of_many_records(tmp_path, mounted):
     (tmp_path / "many.bin").write_bytes(data)
     with mounted(tmp_path) as mount_point:
         refusal(mount_point / "many.bin")
+
+
+def bombs():
+    """Small files that ask for much: name -> bytes of a zip archive's data.pkl and data/0, or of the whole file."""
+    start = b"\x80\x02"
+    lists = start + b"]q\x00(K\x01K\x01e0"
+    for level in range(1, 60):
+        lists += b"]q" + bytes([level]) + b"(" + (b"h" + bytes([level - 1])) * 10 + b"e0"
+    yield "laughs.pt", lists + b"}X\x01\x00\x00\x00wh;s.", b""
+    yield "deep.pt", start + b"]" * 200_000 + b"a" * 199_999 + b".", b""
+    yield "itself.pt", start + b"]q\x00h\x00a.", b""
+    yield "long.pt", start + b"\x8e" + struct.pack("<Q", 1 << 62) + b".", b""
+    view = b"(\x8a\x04" + struct.pack("<i", 1 << 30) + b"t(K\x00t"
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00" + view + b"\x89ccollections\nOrderedDict\n)RtR"
+    yield "expanded.pt", start + b"}X\x01\x00\x00\x00w" + tensor + b"s.", bytes(16)
+    yield "deflated.pt", start + b"}.", bytes(1 << 30)
+
+
+def memory(pid, field):
+    """KiB."""
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field))
+
+
+@pytest.mark.parametrize(("name", "pickle", "storage"), bombs(), ids=lambda value: value if isinstance(value, str) else "")
+def test_bomb(name, pickle, storage, tmp_path, mounted):
+    """Refused in bounded memory, without keeping anyone waiting."""
+    with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), pickle)
+        archive.writestr("archive/data/0", storage)
+    with mounted(tmp_path) as mount_point:
+        pid = int(os.getxattr(mount_point, "user.stfs.pid"))
+        idle = memory(pid, "VmRSS")
+        began = time.monotonic()
+        assert os.listdir(mount_point) == [f"{name}.refused.txt"]
+        assert time.monotonic() - began < 2
+        assert memory(pid, "VmHWM") - idle < 64 << 10
