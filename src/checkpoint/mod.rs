@@ -170,7 +170,11 @@ pub fn read(source: &Source, content: Content, root: Option<&str>) -> Result<Che
         Content::Npy { .. } => npy::read(source, root),
         Content::Npz { .. } => npz::read(source, root),
         Content::Safetensors | Content::Other => {
-            Err(Refusal::new(Cause::Unsupported, "this is not a pickle checkpoint").into())
+            let what = match sniff::stranger(source)? {
+                Some(kind) => format!("this is {kind}, not a pickle checkpoint"),
+                None => "this is not a pickle checkpoint".to_string(),
+            };
+            Err(Refusal::new(Cause::Unsupported, what).into())
         }
     }
 }

@@ -155,6 +155,32 @@ const INTRUDERS: &[(&[u8], Intruder)] = &[
     (b"\x78\xda", Intruder::Compressed),
 ];
 
+/// Heads of files of weights that are no pickles, and what they are called.
+const STRANGERS: &[(&[u8], &str)] = &[
+    (b"GGUF", "a GGUF model of llama.cpp"),
+    (b"lmgg", "a GGML model of llama.cpp"),
+    (b"tjgg", "a GGML model of llama.cpp"),
+    (b"fmgg", "a GGML model of llama.cpp"),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        "an HDF5 file, as TensorFlow and Keras write them",
+    ),
+    (b"PTMF", "a mobile TorchScript module"),
+];
+
+/// What a file that is no checkpoint is called, where its head tells.
+pub fn stranger(source: &Source) -> Result<Option<&'static str>> {
+    let head = source.read_at(0, source.size().min(HEAD))?;
+    let known = STRANGERS.iter().find(|(magic, _)| head.starts_with(magic));
+    // A map of one to fifteen entries, whose first key is a short text.
+    let msgpack = matches!(*head, [0x81..=0x8f, 0xa1..=0xbf, ..]);
+    Ok(match known {
+        Some((_, kind)) => Some(kind),
+        None if msgpack => Some("a msgpack file, as Flax writes them"),
+        None => None,
+    })
+}
+
 /// Tells what `source` holds.
 pub fn sniff(source: &Source, promise: Promise) -> Result<Content> {
     let promised = promise == Promise::Checkpoint;

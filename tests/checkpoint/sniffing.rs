@@ -278,3 +278,23 @@ fn safetensors_files() {
     // A header longer than the file.
     assert_eq!(content(&file(5000), Promise::Nothing), Content::Other);
 }
+
+#[test]
+fn other_files_of_weights_are_called_by_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    for (head, name) in [
+        (&b"GGUF\x03\0\0\0"[..], "GGUF"),
+        (b"lmgg\x01\0\0\0", "GGML"),
+        (b"\x89HDF\r\n\x1a\n\0\0", "HDF5"),
+        (b"\x82\xa6params\x81", "msgpack"),
+    ] {
+        let path = dir.path().join("model.bin");
+        std::fs::write(&path, head).unwrap();
+        match stfs::convert::open(&path) {
+            Err(stfs::convert::Error::Refused(refusal)) => {
+                assert!(refusal.to_string().contains(name), "{refusal}");
+            }
+            _ => panic!("{name} was not refused"),
+        }
+    }
+}
