@@ -58,3 +58,9 @@ impl From<std::fs::Metadata> for Metadata {
         }
     }
 }
+
+/// Whether a path could not be followed because its links lead in a circle. The
+/// standard library has no stable name for this.
+pub fn is_circle(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ELOOP)
+}

@@ -11,7 +11,7 @@ use memmap2::{Mmap, MmapOptions};
 
 mod metadata;
 
-pub use metadata::{Identity, Metadata};
+pub use metadata::{Identity, Metadata, is_circle};
 
 /// Why bytes of a source could not be read.
 #[derive(Debug, thiserror::Error)]

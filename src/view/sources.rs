@@ -129,7 +129,7 @@ impl Sources {
                     "this symbolic link leads nowhere: the file it names does not exist",
                 );
             }
-            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            Err(error) if source::is_circle(&error) => {
                 return refuse(Cause::Malformed, "this symbolic link leads in a circle");
             }
             Err(error) => return Err(refuse_unreadable(&error.into())),
