@@ -248,7 +248,7 @@ fn items(pickle: &Pickle) -> std::result::Result<[ObjectId; 3], Refusal> {
 fn int(pickle: &Pickle, id: ObjectId) -> std::result::Result<i64, Refusal> {
     pickle
         .as_int(id)
-        .ok_or_else(|| malformed("a number is no number"))
+        .ok_or_else(|| malformed("one of its records has something else in place of a number"))
 }
 
 /// The first bytes of a field of fixed size.

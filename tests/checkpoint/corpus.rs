@@ -219,3 +219,36 @@ fn attacks_are_called_by_their_names() {
     }
     assert!(attacks > 30, "{attacks} files");
 }
+
+/// Every file that no loader of torch reads has a line that says why it is
+/// refused, or as what it is read.
+#[test]
+fn all_others_are_refused_for_their_own_reasons() {
+    let Some(corpus) = corpus() else { return };
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/corpus-refusals.tsv");
+    let table = fs::read_to_string(table).unwrap();
+    let mut reasons: Vec<(&str, &str)> = table
+        .lines()
+        .skip(1)
+        .map(|line| line.split_once('\t').unwrap())
+        .collect();
+    for (path, _) in manifest(&corpus) {
+        let is_read = expected(&corpus, &path).is_some_and(|expected| expected["ok"] == true);
+        if is_read && !REFUSED.iter().any(|(refused, _)| *refused == path) {
+            continue;
+        }
+        let at = reasons.iter().position(|(listed, _)| *listed == path);
+        let at = at.unwrap_or_else(|| panic!("{path} has no line"));
+        let (_, why) = reasons.swap_remove(at);
+        match (
+            convert::open(&corpus.join(&path)),
+            why.strip_prefix("read: "),
+        ) {
+            (Ok(_), Some(_)) => {}
+            (Err(Error::Refused(refusal)), None) => assert_eq!(refusal.to_string(), why, "{path}"),
+            (Ok(_), None) => panic!("{path} was not refused"),
+            (Err(error), _) => panic!("{path}: {error}"),
+        }
+    }
+    assert!(reasons.is_empty(), "{reasons:?}");
+}
