@@ -13,34 +13,19 @@ mod tied_weights;
 mod ties;
 mod tiled;
 
-pub use plan::{Data, Plan, Planned};
-pub use reader::Reader;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::checkpoint::{self, Content, Promise, Refusal, sniff};
+/// Why a file could not be planned.
+pub use crate::checkpoint::Error;
+pub use plan::{Data, Plan, Planned};
+pub use reader::Reader;
+
+use crate::checkpoint::{self, Content, Promise, sniff};
 use crate::source::{self, Source};
 
 /// A longer `config.json` is no model's.
 const MAX_CONFIG: u64 = 4 << 20;
-
-/// Why a file could not be planned.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Source(#[from] source::Error),
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-}
-
-impl From<checkpoint::Error> for Error {
-    fn from(error: checkpoint::Error) -> Error {
-        match error {
-            checkpoint::Error::Source(error) => Error::Source(error),
-            checkpoint::Error::Refused(refusal) => Error::Refused(refusal),
-        }
-    }
-}
 
 /// Plans the conversion of the checkpoint in `source`, or the reading of a
 /// native safetensors file. `architecture` is the class of model that the file
