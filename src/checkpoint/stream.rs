@@ -1,9 +1,10 @@
-//! Pickles that follow each other in a file, with other bytes around them. Only
-//! as much of the file is read as the opcodes take.
+//! Pickles that are read from end to end and must not be attacks: single ones, and
+//! those that follow each other in a file, with other bytes around them. Only as
+//! much of a file is read as the opcodes take.
 
 use super::refusal::{Cause, Refusal};
 use super::{Error, Result, danger};
-use crate::pickle::{self, ErrorKind, Failure, Limits, Pickle, Window};
+use crate::pickle::{self, ErrorKind, Failure, Limits, Pickle, ReadAt, Window};
 use crate::source::{self, Source};
 
 /// Reads pickles one after the other.
@@ -25,10 +26,7 @@ impl<'a> Pickles<'a> {
 
     /// The next pickle. What is dangerous in it is refused.
     pub fn next(&mut self) -> Result<Pickle<'a>> {
-        let pickle = pickle::parse_at(self.window, self.at, &Limits::default()).map_err(refuse)?;
-        if let Some(attack) = danger::find(pickle.imports()) {
-            return Err(attack.into());
-        }
+        let pickle = parse_at(self.window, self.at)?;
         self.at = pickle.end();
         Ok(pickle)
     }
@@ -55,6 +53,29 @@ impl<'a> Pickles<'a> {
 /// The pickles of the whole of `source` can be read through this.
 pub fn window(source: &Source) -> Window<'_, Source> {
     Window::new(source, source.size())
+}
+
+/// The pickle at the start of `bytes`, which must not be an attack.
+pub fn parse(bytes: &[u8]) -> Result<Pickle<'_>> {
+    harmless(pickle::parse(bytes, &Limits::default()).map_err(Failure::Pickle))
+}
+
+/// The pickle at `offset` of what `window` shows, which must not be an attack.
+pub fn parse_at<'p, R>(window: &'p Window<'_, R>, offset: u64) -> Result<Pickle<'p>>
+where
+    R: ReadAt<Error = source::Error>,
+{
+    harmless(pickle::parse_at(window, offset, &Limits::default()))
+}
+
+fn harmless<'p>(
+    pickle: std::result::Result<Pickle<'p>, Failure<source::Error>>,
+) -> Result<Pickle<'p>> {
+    let pickle = pickle.map_err(refuse)?;
+    match danger::find(pickle.imports()) {
+        Some(attack) => Err(attack.into()),
+        None => Ok(pickle),
+    }
 }
 
 /// Why a pickle that cannot be read to its end is refused.

@@ -11,7 +11,7 @@ use super::dtype::ElementType;
 use super::refusal::{Cause, Refusal, shown};
 use super::state_dict::OPTIMIZERS;
 use super::storage::{Place, Storage, Table, Tile, Tiling};
-use super::{Beside, Checkpoint, Error, Lazy, Other, Result, Tensor, torch_zip};
+use super::{Beside, Checkpoint, Error, Lazy, Other, Result, Tensor, stream, torch_zip};
 use crate::source::{self, Source, Span};
 use metadata::{Cut, Entry, Index, Location, Metadata, Region};
 
@@ -30,7 +30,7 @@ pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
         return Err(too_large("its metadata are too long").into());
     }
     let bytes = source.read_at(0, source.size())?;
-    let pickle = torch_zip::parse(&bytes)?;
+    let pickle = stream::parse(&bytes)?;
     let metadata = Metadata::read(&pickle)?;
     let mut parts = Parts {
         source,

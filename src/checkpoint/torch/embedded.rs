@@ -9,8 +9,8 @@ use crate::checkpoint::dtype::ElementType;
 use crate::checkpoint::legacy;
 use crate::checkpoint::refusal::{Cause, Refusal};
 use crate::checkpoint::storage::{Codec, Encoded, Place, Storage};
-use crate::checkpoint::{danger, stream};
-use crate::pickle::{self, Call, Failure, Limits, Object, Payload, Pickle, Str};
+use crate::checkpoint::{Error, stream};
+use crate::pickle::{Call, Object, Payload, Pickle, Str};
 
 /// How much of a stream is looked at for its pickles, which are small.
 const HEAD: u64 = 16 << 10;
@@ -100,11 +100,7 @@ impl<S: Storages> Torch<'_, S> {
 fn read_head(head: &[u8]) -> Result<Head, Refusal> {
     let mut rest = head;
     let mut next = || -> Result<Pickle<'_>, Refusal> {
-        let pickle = pickle::parse(rest, &Limits::default())
-            .map_err(|error| stream::refuse(Failure::Pickle(error)).into_refusal())?;
-        if let Some(attack) = danger::find(pickle.imports()) {
-            return Err(attack);
-        }
+        let pickle = stream::parse(rest).map_err(Error::into_refusal)?;
         let end = usize::try_from(pickle.end()).unwrap_or(usize::MAX);
         rest = rest.get(end..).unwrap_or_default();
         Ok(pickle)
