@@ -3,6 +3,7 @@
 //! says ([`sniff`]).
 
 mod danger;
+mod describe;
 mod distributed;
 mod dtype;
 mod legacy;
