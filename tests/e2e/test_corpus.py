@@ -61,10 +61,11 @@ def parameters(paths):
     for path in paths:
         yield pytest.param(path)
     if not paths:
-        yield pytest.param(None, id="no-corpus")
+        yield pytest.param(None, id="no-corpus", marks=NEEDS_CORPUS)
 
 
 PATHS = manifest()
+NEEDS_CORPUS = pytest.mark.skipif(not PATHS, reason=f"no corpus at {CORPUS}: set STFS_CORPUS")
 TORCH_ZIPS = [path for path in PATHS if is_torch_zip(path)]
 OTHER_CHECKPOINTS = [path for path in PATHS if Path(path).suffix in CHECKPOINT_EXTENSIONS and path not in TORCH_ZIPS]
 ARRAYS = [path for path in PATHS if Path(path).suffix in {".npy", ".npz"}]
