@@ -1,0 +1,142 @@
+//! The cache directory: where things lie in it, who may read them, and how a
+//! small file gets into it whole or not at all.
+//!
+//! ```text
+//! CACHEDIR.TAG      tells backup programs to leave the directory out
+//! plans/ab/cdef...  what is known of one source file
+//! files/ab/cdef...  one converted file, and beside it its `.record`
+//! incoming/cdef...  one that is being written
+//! ```
+//!
+//! Everything may be taken away at any time: what is missing is made again.
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
+
+/// <https://bford.info/cachedir/>
+const TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
+    # Made by stfs. What is in here can be deleted at any time.\n";
+
+/// The name of something in the cache: what it was made from, as a SHA-256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name([u8; 32]);
+
+impl Name {
+    /// `parts` with their lengths, so that no two lists of them are alike.
+    pub fn of(parts: &[&[u8]]) -> Name {
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        Name(hash.finalize().into())
+    }
+
+    /// 64 hexadecimal digits.
+    pub fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Reads what [`Name::hex`] writes.
+    pub fn from_hex(text: &str) -> Option<Name> {
+        let digits = text.as_bytes();
+        let mut name = [0; 32];
+        if digits.len() != 2 * name.len() || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        for (byte, pair) in name.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        Some(Name(name))
+    }
+
+    /// Where it lies below a directory of many.
+    fn below(&self, directory: &Path) -> PathBuf {
+        let hex = self.hex();
+        let (first, rest) = hex.split_at(2);
+        directory.join(first).join(rest)
+    }
+}
+
+/// The cache directory of a user. Several processes may use it at once.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    root: PathBuf,
+}
+
+impl Directory {
+    /// Where it is unless the user says otherwise: `$XDG_CACHE_HOME/stfs`, or
+    /// `~/.cache/stfs`. None for a user without a home.
+    pub fn default_path() -> Option<PathBuf> {
+        let absolute = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
+        let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+        Some(cache?.join("stfs"))
+    }
+
+    /// Takes `root` for a cache directory, and makes it if it is missing.
+    pub fn open(root: &Path) -> io::Result<Directory> {
+        make(root)?;
+        let directory = Directory {
+            root: root.canonicalize()?,
+        };
+        let tag = directory.root.join("CACHEDIR.TAG");
+        if !tag.exists() {
+            directory.write(&tag, &[TAG])?;
+        }
+        Ok(directory)
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn plans(&self) -> PathBuf {
+        self.root.join("plans")
+    }
+
+    pub fn plan(&self, name: &Name) -> PathBuf {
+        name.below(&self.plans())
+    }
+
+    pub fn files(&self) -> PathBuf {
+        self.root.join("files")
+    }
+
+    pub fn file(&self, name: &Name) -> PathBuf {
+        name.below(&self.files())
+    }
+
+    pub fn incoming(&self) -> PathBuf {
+        self.root.join("incoming")
+    }
+
+    /// Writes the small file `path`, which lies below the root: it is there as a
+    /// whole, or is what it was.
+    pub fn write(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        let parent = path.parent().unwrap_or(&self.root);
+        make(parent)?;
+        let mut file = NamedTempFile::new_in(parent)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
+        file.persist(path)?;
+        Ok(())
+    }
+}
+
+/// Makes a directory, and those above it, for this user alone.
+pub fn make(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        _ => DirBuilder::new().recursive(true).mode(0o700).create(path),
+    }
+}
