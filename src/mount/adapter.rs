@@ -17,6 +17,7 @@ use log::{error, warn};
 use super::errno::errno;
 use super::handles::{Handles, Passthrough};
 use super::inodes::{Inodes, ROOT};
+use super::push::Pusher;
 use super::{PID_XATTR, kernel};
 use crate::view::{self, Attr, Bytes, Kind, Listing, Node, OpenFile, View};
 
@@ -37,6 +38,7 @@ pub struct Adapter {
     files: Handles<OpenFile>,
     directories: Handles<Listing>,
     passthrough: Passthrough,
+    pusher: Arc<Pusher>,
 }
 
 impl Adapter {
@@ -49,7 +51,13 @@ impl Adapter {
             files: Handles::default(),
             directories: Handles::default(),
             passthrough: Passthrough::default(),
+            pusher: Arc::default(),
         })
+    }
+
+    /// Pushes pages to the kernel once it is given the means.
+    pub fn pusher(&self) -> Arc<Pusher> {
+        self.pusher.clone()
     }
 
     fn node(&self, inode: INodeNo) -> Result<Node, Errno> {
@@ -77,13 +85,13 @@ impl Adapter {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        let file = self.node(inode).and_then(|node| {
-            self.view
-                .open(&node)
-                .map_err(|error| failed("open", inode, &error))
+        let opened = self.node(inode).and_then(|node| {
+            let file = self.view.open(&node);
+            let file = file.map_err(|error| failed("open", inode, &error))?;
+            Ok((file, node.attr().size))
         });
-        let file = match file {
-            Ok(file) => file,
+        let (file, size) = match opened {
+            Ok(opened) => opened,
             Err(errno) => return reply.error(errno),
         };
         let backing = self
@@ -94,6 +102,10 @@ impl Adapter {
         } else {
             FopenFlags::empty()
         };
+        let file = Arc::new(file);
+        if backing.is_none() {
+            self.pusher.opened(inode.0, &file, size);
+        }
         let handle = self.files.insert(file);
         // Nothing is ever written, so a close has nothing to flush.
         match backing {
@@ -221,7 +233,11 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, inode: INodeNo, lookups: u64) {
-        answer("forget", || self.inodes.forget(inode.0, lookups));
+        answer("forget", || {
+            if self.inodes.forget(inode.0, lookups) {
+                self.pusher.forgotten(inode.0);
+            }
+        });
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {

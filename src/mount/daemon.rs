@@ -183,6 +183,7 @@ impl Prepared {
             noatime: self.config.noatime,
         };
         let adapter = Adapter::new(view).map_err(source_error)?;
+        let pusher = adapter.pusher();
         let mut signals =
             Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed("watch for signals"))?;
         let end = signals.handle();
@@ -200,6 +201,7 @@ impl Prepared {
             mounted.clear();
             failed("agree with the kernel")(why)
         })?;
+        pusher.start(session.notifier());
         let requests = thread::spawn(move || {
             let result = session.run();
             end.close();

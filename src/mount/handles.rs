@@ -26,12 +26,12 @@ impl<T> Default for Handles<T> {
 }
 
 impl<T> Handles<T> {
-    pub fn insert(&self, value: T) -> FileHandle {
+    pub fn insert(&self, value: impl Into<Arc<T>>) -> FileHandle {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.open
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(number, Arc::new(value));
+            .insert(number, value.into());
         FileHandle(number)
     }
 

@@ -87,19 +87,20 @@ impl<N: Keyed, S: BuildHasher> Inodes<N, S> {
         number
     }
 
-    /// Gives back `lookups` references.
-    pub fn forget(&self, number: u64, lookups: u64) {
+    /// Gives back `lookups` references. Whether those were all.
+    pub fn forget(&self, number: u64, lookups: u64) -> bool {
         if number == ROOT {
-            return;
+            return false;
         }
         if let Entry::Occupied(mut entry) = self.lock().entry(number) {
             let left = entry.get().lookups.saturating_sub(lookups);
-            if left == 0 {
-                entry.remove();
-            } else {
+            if left > 0 {
                 entry.get_mut().lookups = left;
+                return false;
             }
+            entry.remove();
         }
+        true
     }
 
     /// The first number from the key's hash upwards that is free or `node`'s own.

@@ -23,6 +23,7 @@ mod logging;
 mod mountinfo;
 mod mountpoint;
 pub mod options;
+mod push;
 mod unmount;
 
 use std::ffi::CStr;

@@ -1,11 +1,12 @@
 //! Files of the tree, open for reading.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::node::Text;
 use super::{Error, Result};
-use crate::convert::Reader;
+use crate::convert::{Data, Planned, Reader};
 use crate::source::{Bytes, Source};
 
 /// A file open for reading. Reads may run from many threads at once.
@@ -36,6 +37,23 @@ impl OpenFile {
     /// a plain file are as old as its attributes, with which the kernel drops them.
     pub fn keep_cache(&self) -> bool {
         true
+    }
+
+    /// The stretches that a loader touches when it makes the tensors of the file:
+    /// its header, and the first byte of each tensor. In order, and without those
+    /// that would have to be computed.
+    pub fn touched(&self) -> Vec<Range<u64>> {
+        let Open::Converted(reader) = &self.0 else {
+            return Vec::new();
+        };
+        let plan = reader.plan();
+        let header = plan.header().len() as u64;
+        let lies_there =
+            |tensor: &&Planned| tensor.len > 0 && matches!(tensor.data, Data::Range(_));
+        let starts = plan.tensors().iter().filter(lies_there);
+        std::iter::once(0..header)
+            .chain(starts.map(|tensor| tensor.start..tensor.start + 1))
+            .collect()
     }
 
     /// Bytes `[offset, offset + len)`, cut at the end of the file and nowhere else.
