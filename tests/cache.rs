@@ -1,0 +1,4 @@
+//! The cache directory as a directory.
+
+#[path = "cache/prune.rs"]
+mod prune;
