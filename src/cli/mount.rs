@@ -88,6 +88,7 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
             show_pickles: arguments.show_pickles,
             links_inside_only: false,
             weights: arguments.root,
+            cache: None,
         },
         access: match (arguments.allow_other, arguments.allow_root) {
             (true, _) => Access::Everyone,
