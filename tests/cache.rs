@@ -2,3 +2,5 @@
 
 #[path = "cache/prune.rs"]
 mod prune;
+#[path = "cache/records.rs"]
+mod records;
