@@ -12,7 +12,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tempfile::TempDir;
+
+mod support;
 
 /// Returns from a test, visibly, where it cannot run.
 macro_rules! needs {
@@ -79,6 +82,7 @@ impl Place {
     /// `stfs mount SOURCE POINT OPTIONS`
     fn command(&self, options: &[&str]) -> Command {
         let mut command = stfs();
+        command.env("XDG_CACHE_HOME", self.point.with_file_name("cache"));
         command.arg("mount").arg(&self.source).arg(&self.point);
         command.args(options);
         command
@@ -825,4 +829,75 @@ fn an_ordinary_user_mounts_through_the_helper() {
         let output = run(&["mount".as_ref(), source, point, "--allow-other".as_ref()]);
         refused(&output, 1, &["user_allow_other", "/etc/fuse.conf"]);
     }
+}
+
+#[test]
+fn what_one_mount_found_out_the_next_one_knows() {
+    needs!(fuse(), "no /dev/fuse");
+    let place = Place::new();
+    place.write("m.pt", support::one_vector(&[1.0]));
+    let file = place.source.join("m.pt");
+    let is_settled = || {
+        let metadata = fs::metadata(&file).unwrap();
+        stfs::source::Metadata::from(metadata).identity.is_settled()
+    };
+    wait_until("the file is old enough to be remembered", is_settled);
+    let flags = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_ACCESS;
+    let watch = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+    watch.add_watch(&file, flags).unwrap();
+    let cache = place.point.with_file_name("elsewhere");
+    let option = format!("cache_dir={}", cache.display());
+    let mut sizes = Vec::new();
+    for options in [["--cache-dir", cache.to_str().unwrap()], ["-o", &option]] {
+        succeeded(&place.mount(&options));
+        sizes.push(fs::metadata(place.shown("m.safetensors")).unwrap().len());
+        let looked = watch.read_events().is_ok();
+        assert_eq!(looked, sizes.len() == 1);
+        assert_eq!(
+            fs::read(place.shown("m.tensors/weight")).unwrap(),
+            1.0_f32.to_le_bytes()
+        );
+        assert!(watch.read_events().is_ok());
+        succeeded(&place.umount(&[]));
+        wait_until("the process is gone", || place.daemon().is_none());
+        while watch.read_events().is_ok() {}
+    }
+    assert_eq!(sizes[0], sizes[1]);
+    assert!(cache.join("CACHEDIR.TAG").exists());
+    assert!(!place.point.with_file_name("cache").exists());
+}
+
+#[test]
+fn a_mount_needs_no_cache() {
+    needs!(fuse(), "no /dev/fuse");
+    let place = Place::new();
+    place.write("m.pt", support::one_vector(&[1.0]));
+    let file = place.source.join("m.pt");
+    let log = place.point.with_file_name("log");
+    for cache in [
+        &file,
+        &place.shown("cache"),
+        Path::new("/proc/no/such/place"),
+    ] {
+        let options = [
+            "--cache-dir",
+            cache.to_str().unwrap(),
+            "--log-file",
+            log.to_str().unwrap(),
+        ];
+        succeeded(&place.mount(&options));
+        assert_eq!(
+            fs::read(place.shown("m.tensors/weight")).unwrap(),
+            1.0_f32.to_le_bytes()
+        );
+        succeeded(&place.umount(&[]));
+        wait_until("the process is gone", || place.daemon().is_none());
+        let said = fs::read_to_string(&log).unwrap();
+        assert!(
+            said.contains("no cache") && said.contains(cache.to_str().unwrap()),
+            "{said}"
+        );
+        fs::remove_file(&log).unwrap();
+    }
+    assert_eq!(fs::read_dir(&place.point).unwrap().count(), 0);
 }

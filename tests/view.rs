@@ -6,6 +6,10 @@ mod links;
 mod model;
 #[path = "view/plans.rs"]
 mod plans;
+#[path = "view/records.rs"]
+mod records;
+#[path = "view/records_damaged.rs"]
+mod records_damaged;
 #[path = "view/shards.rs"]
 mod shards;
 mod support;

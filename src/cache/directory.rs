@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
@@ -23,7 +24,7 @@ const TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
     # Made by stfs. What is in here can be deleted at any time.\n";
 
 /// The name of something in the cache: what it was made from, as a SHA-256.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Name([u8; 32]);
 
 impl Name {
@@ -35,6 +36,10 @@ impl Name {
             hash.update(part);
         }
         Name(hash.finalize().into())
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 
     /// 64 hexadecimal digits.

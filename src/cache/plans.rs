@@ -2,11 +2,14 @@
 //! the least recently used forgotten first.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
+use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Refusal;
+use super::Name;
+use crate::checkpoint::{Beside, Refusal};
 use crate::convert::{Error, Plan};
 use crate::source::{self, Identity};
 
@@ -16,9 +19,43 @@ pub struct Key {
     pub identity: Identity,
     /// The class of model that decides which names of tied tensors stay.
     pub architecture: Option<Arc<str>>,
-    /// Other files that the plan may need, by name.
+    /// Other files that the plan may need, in the order of their names.
     pub beside: Arc<[(OsString, Identity)]>,
 }
+
+impl Key {
+    /// Whether `file` is one of those beside, as it was when they were looked at.
+    pub fn has(&self, file: &Beside) -> bool {
+        let name = |known: &(OsString, Identity)| known.0.as_os_str().cmp(file.name.as_ref());
+        let found = self.beside.binary_search_by(name);
+        let found = found.ok().and_then(|at| self.beside.get(at));
+        found.is_some_and(|(_, identity)| *identity == file.identity)
+    }
+
+    /// [`Identity::is_settled`] of all the files that the plan may depend on.
+    pub fn is_settled(&self) -> bool {
+        let mut beside = self.beside.iter();
+        self.identity.is_settled() && beside.all(|(_, identity)| identity.is_settled())
+    }
+
+    /// What the plan depends on besides the file itself.
+    pub fn circumstances(&self) -> Circumstances {
+        let architecture = match &self.architecture {
+            Some(name) => [&[1], name.as_bytes()].concat(),
+            None => Vec::new(),
+        };
+        let identities: Vec<_> = self.beside.iter().map(|file| file.1.to_bytes()).collect();
+        let mut parts = vec![architecture.as_slice()];
+        for ((name, _), identity) in self.beside.iter().zip(&identities) {
+            parts.extend([name.as_bytes(), identity]);
+        }
+        Circumstances(Name::of(&parts))
+    }
+}
+
+/// What a plan depends on besides the file itself, as a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Circumstances(Name);
 
 /// A plan, or why there is none. Both hold for as long as the file stays as it is.
 pub type Outcome = Result<Arc<Plan>, Arc<Refusal>>;

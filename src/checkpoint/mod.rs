@@ -21,7 +21,10 @@ mod stream;
 mod torch;
 mod torch_zip;
 mod torchscript;
+mod wire;
 mod zip;
+
+use serde::{Deserialize, Serialize};
 
 use crate::pickle::ReadAt;
 use crate::source::{self, Identity, Source, Span};
@@ -34,7 +37,7 @@ pub use sniff::{Content, Intruder, Promise, Stream, sniff};
 pub use storage::{Codec, Encoded, Place, Storage, Tile, Tiling};
 
 /// The tensors of one checkpoint and what stands beside them.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// In the order of the file.
     pub tensors: Vec<Tensor>,
@@ -54,9 +57,10 @@ pub struct Checkpoint {
 
 /// A strided view of a storage. The view has been checked: every element lies
 /// inside the storage.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Tensor {
     pub name: String,
+    #[serde(with = "wire::dtype")]
     pub dtype: ::safetensors::Dtype,
     /// Elements, as torch counts them.
     pub shape: Box<[u64]>,
@@ -70,7 +74,7 @@ pub struct Tensor {
 }
 
 /// A file beside the one that a checkpoint was read from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beside {
     /// Its name, without a directory.
     pub name: String,
@@ -78,7 +82,7 @@ pub struct Beside {
 }
 
 /// What is still to be done to each element when it is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Lazy {
     /// The bytes of each number are big-endian.
     pub swap: bool,
@@ -106,7 +110,7 @@ impl Tensor {
 }
 
 /// A value that is no tensor.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Other {
     /// Dotted path.
     pub path: String,
@@ -115,6 +119,7 @@ pub struct Other {
     /// A short form, control characters escaped.
     pub repr: String,
     /// The whole of a number or text at the top of what was walked.
+    #[serde(with = "wire::json")]
     pub value: Option<serde_json::Value>,
 }
 

@@ -2,15 +2,17 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A checkpoint refused as a whole: what is wrong with it, and what to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     cause: Cause,
     what: String,
 }
 
 /// The kinds of reasons; each has its own remedy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
     /// The bytes are not the model's: a pointer, an error page, a part of the file.
     NotDownloaded,
@@ -36,6 +38,13 @@ pub enum Cause {
     NoTensors,
     /// Is what an optimizer left behind.
     OptimizerState,
+}
+
+impl Cause {
+    /// Whether it holds for as long as the file stays as it is, whoever looks at it.
+    pub fn is_lasting(self) -> bool {
+        !matches!(self, Cause::Changing | Cause::Unreadable)
+    }
 }
 
 impl Refusal {

@@ -2,6 +2,8 @@
 //! content is worth: an error page is a broken download when it is called
 //! `pytorch_model.bin`, and an error page when it is called `index.html`.
 
+use serde::{Deserialize, Serialize};
+
 use super::refusal::{Cause, Refusal};
 use super::zip::Archive;
 use super::{Error, Result, npy, npz, plain};
@@ -18,7 +20,7 @@ pub enum Promise {
 }
 
 /// What a file holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
     /// A zip archive with a pickle in it that torch would load, if perhaps a broken one.
     TorchZip,
@@ -42,7 +44,7 @@ pub enum Content {
 }
 
 /// Streams that begin with a pickle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
     /// torch.save before 1.6.
     Legacy,
@@ -53,7 +55,7 @@ pub enum Stream {
 }
 
 /// What is found in place of a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Intruder {
     Empty,
     LfsPointer,

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use super::Tensor;
+use serde::{Deserialize, Serialize};
+
 use super::refusal::{Cause, Refusal};
+use super::{Tensor, wire};
 
 /// A run of bytes that tensors are views of.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Storage {
     pub place: Place,
     /// Bytes.
@@ -14,7 +16,7 @@ pub struct Storage {
 }
 
 /// What the bytes of a storage are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Place {
     /// Those of the file, from this byte on.
     File(u64),
@@ -25,16 +27,16 @@ pub enum Place {
     /// What decoding a stretch of the file gives.
     Decoded(Encoded),
     /// Made while the checkpoint was read.
-    Memory(Arc<[u8]>),
+    Memory(#[serde(with = "wire::bytes")] Arc<[u8]>),
     /// Those of several storages, one after the other.
-    Chain(Box<[Storage]>),
+    Chain(#[serde(deserialize_with = "wire::nested")] Box<[Storage]>),
     /// A row-major tensor that is kept in boxes.
     Tiles(Tiling),
 }
 
 /// A tensor cut into boxes, each of which is a tensor of the same type. They
 /// cover it without overlap.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Tiling {
     /// Elements.
     pub shape: Box<[u64]>,
@@ -43,17 +45,18 @@ pub struct Tiling {
 }
 
 /// A box of a larger tensor.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Tile {
     /// Where its first element is, in elements along each dimension.
     pub start: Box<[u64]>,
     /// Its elements, a view of `storage` whatever index it has itself.
     pub tensor: Tensor,
+    #[serde(deserialize_with = "wire::nested")]
     pub storage: Storage,
 }
 
 /// A stretch of the file that is not the bytes themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Encoded {
     /// Bytes from the start of the file.
     pub offset: u64,
@@ -62,7 +65,7 @@ pub struct Encoded {
     pub codec: Codec,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Codec {
     /// A raw deflate stream, as in zip archives.
     Deflate,

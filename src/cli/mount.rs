@@ -1,6 +1,6 @@
 //! `stfs mount`.
 
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 use std::thread;
 
 use clap::Args;
@@ -8,6 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use log::LevelFilter;
 
 use super::{Failure, say};
+use crate::cache::Directory;
 use crate::mount::options::{self, Word, Words};
 use crate::mount::{Access, Config, Prepared};
 use crate::view::{self, Tensors};
@@ -23,8 +24,8 @@ use crate::view::{self, Tensors};
   stfs mount ./models /mnt/models -o noexec,allow_other
 
 Words for -o:
-  allow_other, allow_root, show_pickles, tensors=WHICH, threads=N, log_file=PATH
-                    as the options of these names
+  allow_other, allow_root, show_pickles, tensors=WHICH, threads=N, log_file=PATH,
+  cache_dir=PATH    as the options of these names
   nonempty          mount over a directory that has something in it
   noexec, noatime   as in mount(8)
   ro, nosuid, nodev, default_permissions are always the case, and words that
@@ -60,6 +61,9 @@ pub struct Arguments {
     /// Append the log to this file [default: the system log, in the foreground stderr]
     #[arg(long, value_name = "PATH")]
     log_file: Option<PathBuf>,
+    /// Keep here what was found out about checkpoints [default: $XDG_CACHE_HOME/stfs or ~/.cache/stfs]
+    #[arg(long, value_name = "PATH")]
+    cache_dir: Option<PathBuf>,
     /// Options as mount(8) takes them, separated by commas
     #[arg(short = 'o', value_name = "WORDS", value_parser = options::words)]
     words: Vec<Words>,
@@ -88,6 +92,7 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
             show_pickles: arguments.show_pickles,
             links_inside_only: false,
             weights: arguments.root,
+            cache: None,
         },
         access: match (arguments.allow_other, arguments.allow_root) {
             (true, _) => Access::Everyone,
@@ -99,6 +104,7 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
         nonempty: false,
         threads: arguments.threads.unwrap_or_else(default_threads),
         log_file: arguments.log_file,
+        cache_dir: arguments.cache_dir.or_else(Directory::default_path),
         log_level,
     };
     for word in arguments.words.into_iter().flat_map(|words| words.0) {
@@ -116,8 +122,11 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
             Word::ShowPickles => config.view.show_pickles = true,
             Word::Threads(threads) => config.threads = threads,
             Word::LogFile(path) => config.log_file = Some(path),
+            Word::CacheDir(path) => config.cache_dir = Some(path),
         }
     }
+    // The process in the background has another working directory.
+    config.cache_dir = (config.cache_dir).map(|path| path::absolute(&path).unwrap_or(path));
     // Otherwise a link could lend the mounting user's rights to everybody.
     config.view.links_inside_only = config.access == Access::Everyone;
     Ok(config)

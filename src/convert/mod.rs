@@ -21,36 +21,48 @@ pub use crate::checkpoint::Error;
 pub use plan::{Data, Plan, Planned};
 pub use reader::Reader;
 
-use crate::checkpoint::{self, Content, Promise, sniff};
+use crate::checkpoint::{self, Checkpoint, Content, NativeTensor, Promise, Refusal, sniff};
 use crate::source::{self, Source};
 
 /// A longer `config.json` is no model's.
 const MAX_CONFIG: u64 = 4 << 20;
 
-/// Plans the conversion of the checkpoint in `source`, or the reading of a
-/// native safetensors file. `architecture` is the class of model that the file
-/// belongs to; it decides which name a tied tensor keeps. `root` is the dotted
-/// path of the value whose tensors are wanted, if not the one that the rule finds.
-pub fn plan(
-    source: &Source,
-    content: Content,
-    architecture: Option<&str>,
-    root: Option<&str>,
-) -> Result<Plan, Error> {
-    let plan = match content {
-        Content::Safetensors => Plan::native(checkpoint::native(source)?, source.size()),
-        _ => {
-            let tied = architecture.and_then(tied_weights::tied);
-            Plan::new(
-                checkpoint::read(source, content, root)?,
-                source.size(),
-                tied,
-            )?
-        }
+/// What a plan is made from: what reading a file finds.
+#[derive(Debug)]
+pub enum Parsed {
+    Checkpoint(Checkpoint),
+    /// A file that is safetensors already.
+    Native(Vec<NativeTensor>),
+}
+
+/// Reads the checkpoint in `source`, or the header of a native safetensors file.
+/// `root` is the dotted path of the value whose tensors are wanted, if not the one
+/// that the rule finds.
+pub fn read(source: &Source, content: Content, root: Option<&str>) -> Result<Parsed, Error> {
+    let parsed = match content {
+        Content::Safetensors => checkpoint::native(source).map(Parsed::Native),
+        _ => checkpoint::read(source, content, root).map(Parsed::Checkpoint),
     };
-    // A file that changed while it was read may fit together by chance.
+    if let Err(Error::Source(_)) = parsed {
+        return parsed;
+    }
+    // A file that changed while it was read may fit together by chance, or not.
     source.check_identity()?;
-    Ok(plan)
+    parsed
+}
+
+impl Parsed {
+    /// Plans the conversion of a file of `source_size` bytes. `architecture` is the
+    /// class of model that it belongs to; it decides which name a tied tensor keeps.
+    pub fn plan(self, source_size: u64, architecture: Option<&str>) -> Result<Plan, Refusal> {
+        match self {
+            Parsed::Native(tensors) => Ok(Plan::native(tensors, source_size)),
+            Parsed::Checkpoint(checkpoint) => {
+                let tied = architecture.and_then(tied_weights::tied);
+                Plan::new(checkpoint, source_size, tied)
+            }
+        }
+    }
 }
 
 /// Opens one file to read it as safetensors: a checkpoint converted, a native
@@ -67,7 +79,8 @@ pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
     let source = Source::open(path).map_err(source::Error::Io)?;
     let content = sniff(&source, promise(path))?;
     let architecture = architecture(path);
-    let plan = plan(&source, content, architecture.as_deref(), root)?;
+    let parsed = read(&source, content, root)?;
+    let plan = parsed.plan(source.size(), architecture.as_deref())?;
     Ok(Reader::new(source, Arc::new(plan))?)
 }
 

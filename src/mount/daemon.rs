@@ -10,7 +10,7 @@ use std::process;
 use std::thread;
 
 use fuser::{Session, SessionACL};
-use log::{LevelFilter, error, info};
+use log::{LevelFilter, error, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -19,6 +19,7 @@ use super::device::{self, Attributes};
 use super::logging::{self, Log};
 use super::mountpoint::{self, MountPoint};
 use super::{Access, Error, kernel, mountinfo, unmount};
+use crate::cache::Directory;
 use crate::view::{self, View};
 
 /// A mount to be made.
@@ -38,6 +39,8 @@ pub struct Config {
     /// in the background.
     pub log_file: Option<PathBuf>,
     pub log_level: LevelFilter,
+    /// Where plans are kept for the next mount; absolute.
+    pub cache_dir: Option<PathBuf>,
 }
 
 /// A mount whose source and mount point have been found fit.
@@ -166,6 +169,23 @@ impl Prepared {
         });
     }
 
+    /// The cache directory. A mount without one is slower, and that is all.
+    fn cache(&self) -> Option<Directory> {
+        let path = self.config.cache_dir.as_deref()?;
+        let inside = |path: &Path| path.starts_with(&self.place.path);
+        let opened = match inside(path) {
+            true => None,
+            false => Some(Directory::open(path)),
+        };
+        match opened {
+            Some(Ok(directory)) if !inside(directory.root()) => return Some(directory),
+            Some(Err(why)) => warn!("{}: no cache: {why}", path.display()),
+            // This process would wait for itself.
+            _ => warn!("{}: no cache: it lies in the mount", path.display()),
+        }
+        None
+    }
+
     /// Mounts, calls `ready` once the mount answers, and serves it to its end.
     fn serve(self, ready: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
         let place = self.place.path.as_path();
@@ -175,7 +195,11 @@ impl Prepared {
             why,
         };
         raise_descriptor_limit();
-        let view = View::new(&self.source, self.config.view.clone()).map_err(source_error)?;
+        let options = view::Options {
+            cache: self.cache(),
+            ..self.config.view.clone()
+        };
+        let view = View::new(&self.source, options).map_err(source_error)?;
         let attributes = Attributes {
             source: view.source().as_os_str().to_owned(),
             allow_other: self.config.access != Access::Owner,

@@ -25,6 +25,7 @@ pub enum Word {
     ShowPickles,
     Threads(usize),
     LogFile(PathBuf),
+    CacheDir(PathBuf),
 }
 
 /// The words of one `-o`.
@@ -104,7 +105,10 @@ fn word(text: &str) -> Result<Option<Word>, WordError> {
         ("tensors", Some(value)) => Word::Tensors(tensors(value).map_err(wrong)?),
         ("threads", Some(value)) => Word::Threads(threads(value).map_err(wrong)?),
         ("log_file", Some(value)) if !value.is_empty() => Word::LogFile(value.into()),
-        ("tensors" | "threads" | "log_file", _) => return Err(wrong("needs a value")),
+        ("cache_dir", Some(value)) if !value.is_empty() => Word::CacheDir(value.into()),
+        ("tensors" | "threads" | "log_file" | "cache_dir", _) => {
+            return Err(wrong("needs a value"));
+        }
 
         ("" | "ro" | "nodev" | "nosuid" | "default_permissions", None) => return Ok(None),
         ("exec" | "atime" | "relatime" | "diratime" | "nodiratime", None) => return Ok(None),
@@ -156,6 +160,7 @@ mod tests {
                 Word::Threads(3),
             ]
         );
+        assert_eq!(parsed("cache_dir=/c"), [Word::CacheDir("/c".into())]);
         assert_eq!(parsed("tensors=hide"), [Word::Tensors(Tensors::Hide)]);
         assert_eq!(parsed("tensors=off,"), [Word::Tensors(Tensors::Off)]);
         assert_eq!(
@@ -184,6 +189,7 @@ mod tests {
             "threads",
             "tensors",
             "log_file=",
+            "cache_dir=",
         ] {
             assert!(
                 matches!(words(text), Err(WordError::Value { .. })),

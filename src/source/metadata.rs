@@ -1,10 +1,17 @@
 //! What the inode of a source file says.
 
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+/// A file whose last change is older than this cannot change again under the same
+/// time stamps on any file system.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// Which bytes a file holds, as far as its inode can tell: equal identities are
 /// taken to mean equal contents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Identity {
     pub device: u64,
     pub inode: u64,
@@ -22,6 +29,34 @@ impl Identity {
     /// removed or replaced, which leaves the bytes of an open file alone.
     pub(super) fn same_bytes(&self, now: &Identity) -> bool {
         self.size == now.size && self.modified == now.modified
+    }
+
+    /// Whether whatever is done to the file from now on gives it another identity:
+    /// its last change is long enough ago by the clock of this machine. What is to
+    /// be kept for long under an identity is read only after this.
+    pub fn is_settled(&self) -> bool {
+        let changed = self.changed.max(self.modified);
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let age = i64::try_from(now.as_secs()).map(|now| now.checked_sub(changed.0));
+        matches!(age, Ok(Some(age)) if age > SETTLED.as_secs() as i64)
+    }
+
+    /// All of it, for a hash.
+    pub fn to_bytes(&self) -> [u8; 56] {
+        let numbers = [
+            self.device.to_le_bytes(),
+            self.inode.to_le_bytes(),
+            self.size.to_le_bytes(),
+            self.modified.0.to_le_bytes(),
+            self.modified.1.to_le_bytes(),
+            self.changed.0.to_le_bytes(),
+            self.changed.1.to_le_bytes(),
+        ];
+        let mut bytes = [0; 56];
+        bytes.copy_from_slice(numbers.as_flattened());
+        bytes
     }
 }
 

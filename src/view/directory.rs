@@ -116,8 +116,13 @@ impl View {
                     let node = tensors::single(directory.join(with(&base, TENSORS)), origin);
                     claims.push((with(&base, TENSORS), 1, node));
                 }
-                if content.is_checkpoint() && !holds_no_weights(name) {
-                    claims.extend(self.derived(directory, scan, name, &metadata, content)?);
+                if content.is_checkpoint() {
+                    match holds_no_weights(name) {
+                        true => self.sources.pass_over(&path, &metadata),
+                        false => {
+                            claims.extend(self.derived(directory, scan, name, &metadata, content)?);
+                        }
+                    }
                 }
                 claims.extend(self.of_index(directory, scan, name)?);
             }
@@ -136,13 +141,12 @@ impl View {
     ) -> Result<Vec<Claim>> {
         let base = self.base_of(directory, scan, name)?;
         let derived = with(&base, names::SAFETENSORS);
+        let path = directory.join(name);
         if self.is_taken(directory, scan, &derived)? {
+            self.sources.pass_over(&path, metadata);
             return Ok(Vec::new());
         }
-        let origin = self
-            .sources
-            .origin(&directory.join(name), metadata, content);
-        Ok(match origin {
+        Ok(match self.sources.origin(&path, metadata, content) {
             Ok(origin) => {
                 let mut claims = vec![(derived, 1, converted(origin.clone()))];
                 if self.lists_tensors() {

@@ -2,6 +2,7 @@
 //! checkpoints, and directories of raw tensors. Plain types, no FUSE.
 
 mod directory;
+mod facts;
 mod file;
 mod node;
 mod refused;
@@ -23,7 +24,7 @@ pub use crate::source::Bytes;
 pub use file::OpenFile;
 pub use node::{Attr, Kind, Node, NodeKey};
 
-use crate::cache::Recent;
+use crate::cache::{Directory, Recent};
 use crate::convert::Reader;
 use crate::source::{self, Identity, Metadata, Source};
 use file::Open;
@@ -49,7 +50,7 @@ pub enum Tensors {
     Off,
 }
 
-/// What shapes the tree.
+/// What shapes the tree, and what it is made with.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     pub tensors: Tensors,
@@ -60,6 +61,8 @@ pub struct Options {
     /// Dotted path to the weights in each checkpoint, if not where the rule of
     /// the checkpoint layer finds them.
     pub weights: Option<String>,
+    /// Where to keep what is found out, for whoever shows the same files next.
+    pub cache: Option<Directory>,
 }
 
 /// Why an operation on the tree failed.

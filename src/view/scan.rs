@@ -5,14 +5,11 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::convert::names;
 use crate::source::{Identity, Metadata};
 
-/// A directory whose last change is older than this when it is scanned cannot
-/// change again under the same time stamp on any file system.
-const SETTLED: Duration = Duration::from_secs(2);
 /// How long the scan of a directory that changed just now is good for.
 const FRESH: Duration = Duration::from_millis(200);
 
@@ -38,7 +35,7 @@ impl Scan {
     pub fn read(directory: &Path) -> io::Result<Scan> {
         let taken = Instant::now();
         let identity = Metadata::from(std::fs::metadata(directory)?).identity;
-        let settled = is_settled(&identity);
+        let settled = identity.is_settled();
         let mut names = std::fs::read_dir(directory)?
             .map(|entry| Ok(entry?.file_name()))
             .collect::<io::Result<Vec<OsString>>>()?;
@@ -110,12 +107,4 @@ pub fn stem(name: &OsStr) -> OsString {
         Some(name) => names::stem(name).into(),
         None => name.to_os_string(),
     }
-}
-
-fn is_settled(identity: &Identity) -> bool {
-    let changed = identity.changed.max(identity.modified);
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(now.as_secs()).is_ok_and(|now| now - changed.0 > SETTLED.as_secs() as i64)
 }

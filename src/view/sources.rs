@@ -10,18 +10,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Options;
+use super::facts::Facts;
 use super::node::{Attr, Origin};
-use crate::cache::{Key, Outcome, Plans, Recent};
+use crate::cache::{Body, Key, Outcome, Plans, Recent, Records, Subject};
 use crate::checkpoint::{self, Cause, Content, Promise, Refusal, sniff};
 use crate::convert::index::Index;
 use crate::convert::names;
-use crate::convert::{self, Plan};
+use crate::convert::{self, Parsed, Plan};
 use crate::source::{self, Identity, Metadata, Source};
 
 /// Bytes of plans kept beside those in use.
 const PLANS: usize = 64 << 20;
-/// Files whose kind and converted size are remembered.
-const FILES: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
 /// `config.json` files whose architecture is remembered.
 const CONFIGS: NonZeroUsize = NonZeroUsize::new(1 << 10).unwrap();
 /// Index files kept parsed.
@@ -35,9 +34,7 @@ pub(super) struct Sources {
     /// Where in each checkpoint the weights are, if not where the rule finds them.
     weights: Option<String>,
     plans: Plans,
-    contents: Recent<(Identity, Promise), Content>,
-    /// Bytes of converted files. They outlive the plans: a listing needs no more.
-    sizes: Recent<Key, Result<u64, Arc<Refusal>>>,
+    facts: Facts,
     architectures: Recent<Identity, Option<Arc<str>>>,
     indexes: Recent<Identity, Option<Arc<Index>>>,
 }
@@ -59,13 +56,13 @@ pub(super) enum Found {
 impl Sources {
     /// `root` is canonical.
     pub fn new(root: PathBuf, options: &Options) -> Sources {
+        let records = |cache| Records::new(cache, options.weights.clone());
         Sources {
             root,
             links_inside_only: options.links_inside_only,
             weights: options.weights.clone(),
             plans: Plans::new(PLANS),
-            contents: Recent::new(FILES),
-            sizes: Recent::new(FILES),
+            facts: Facts::new(options.cache.clone().map(records)),
             architectures: Recent::new(CONFIGS),
             indexes: Recent::new(INDEXES),
         }
@@ -156,15 +153,29 @@ impl Sources {
         metadata: &Metadata,
         promise: Promise,
     ) -> Result<Content, source::Error> {
-        let key = (metadata.identity, promise);
-        learn(&self.contents, key, path, &metadata.identity, |source| {
-            match sniff(source, promise) {
-                Ok(content) => Ok(content),
-                Err(checkpoint::Error::Source(error)) => Err(error),
-                // Whether a file is a checkpoint is never refused.
-                Err(checkpoint::Error::Refused(_)) => Ok(Content::Other),
-            }
-        })
+        let identity = metadata.identity;
+        let subject = Subject { identity, promise };
+        if let Some(content) = self.facts.content(&subject) {
+            return Ok(content);
+        }
+        let settled = identity.is_settled();
+        let (content, kept) = look(path, &identity, |source| match sniff(source, promise) {
+            Ok(content) => Ok(content),
+            Err(checkpoint::Error::Source(error)) => Err(error),
+            // Whether a file is a checkpoint is never refused.
+            Err(checkpoint::Error::Refused(_)) => Ok(Content::Other),
+        })?;
+        if kept {
+            self.facts.learn_content(subject, content, settled);
+        }
+        Ok(content)
+    }
+
+    /// Takes note that nothing is made of the checkpoint at `path`, which was found
+    /// just now.
+    pub fn pass_over(&self, path: &Path, metadata: &Metadata) {
+        self.facts
+            .record_content(&subject(path, &metadata.identity));
     }
 
     /// The index in the file at `path`, whose metadata were found just now; None
@@ -214,13 +225,14 @@ impl Sources {
             architecture,
             beside: self.beside(path, content)?,
         };
-        let size = match self.sizes.get(&key) {
+        let subject = subject(path, &metadata.identity);
+        let size = match self.facts.size(&subject, &key) {
             Some(size) => size,
             None => {
                 let outcome = self.outcome(path, content, &key);
                 let outcome = outcome.map_err(|error| Arc::new(refuse_unreadable(&error)))?;
                 let size = outcome.map(|plan| plan.size());
-                self.sizes.put(key.clone(), size.clone());
+                self.facts.learn_size(&key, size.clone());
                 size
             }
         };
@@ -264,27 +276,50 @@ impl Sources {
 
     fn outcome(&self, path: &Path, content: Content, key: &Key) -> source::Result<Outcome> {
         self.plans.get(key, || {
-            let source = Source::open(path).map_err(source::Error::Io)?;
-            if *source.identity() != key.identity {
-                return Err(source::Error::Changed.into());
-            }
-            let plan = convert::plan(
-                &source,
-                content,
-                key.architecture.as_deref(),
-                self.weights.as_deref(),
-            )?;
-            let is_known = |file: &checkpoint::Beside| {
-                let name =
-                    |known: &(OsString, Identity)| known.0.as_os_str().cmp(file.name.as_ref());
-                let found = key.beside.binary_search_by(name);
-                found.is_ok_and(|at| key.beside[at].1 == file.identity)
-            };
-            match plan.beside().iter().all(is_known) {
-                true => Ok(plan),
-                false => Err(source::Error::Changed.into()),
+            match self.facts.plan(&subject(path, &key.identity), key) {
+                Some(known) => Ok(known?),
+                None => self.make(path, content, key),
             }
         })
+    }
+
+    /// Makes a plan from the file itself.
+    fn make(&self, path: &Path, content: Content, key: &Key) -> Result<Plan, checkpoint::Error> {
+        // Before anything is read.
+        let lasting = self.facts.last() && key.is_settled();
+        let source = Source::open(path).map_err(source::Error::Io)?;
+        if *source.identity() != key.identity {
+            return Err(source::Error::Changed.into());
+        }
+        let mut body = Body::default();
+        let outcome = match convert::read(&source, content, self.weights.as_deref()) {
+            Ok(parsed) => {
+                if let Parsed::Checkpoint(checkpoint) = &parsed {
+                    if !checkpoint.beside.iter().all(|file| key.has(file)) {
+                        return Err(source::Error::Changed.into());
+                    }
+                    if lasting {
+                        body = Body::of(checkpoint);
+                    }
+                }
+                parsed.plan(source.size(), key.architecture.as_deref())
+            }
+            Err(checkpoint::Error::Refused(refusal)) => Err(refusal),
+            Err(error) => return Err(error),
+        };
+        if lasting {
+            let subject = subject(path, &key.identity);
+            self.facts.record(&subject, key, content, &outcome, &body);
+        }
+        Ok(outcome?)
+    }
+}
+
+/// The file at `path`, as records know it.
+fn subject(path: &Path, identity: &Identity) -> Subject {
+    Subject {
+        identity: *identity,
+        promise: convert::promise(path),
     }
 }
 
@@ -300,12 +335,23 @@ fn learn<K: Hash + Eq, V: Clone>(
     if let Some(value) = known.get(&key) {
         return Ok(value);
     }
-    let source = Source::open(path)?;
-    let value = find_out(&source)?;
-    if source.identity() == identity && source.check_identity().is_ok() {
+    let (value, kept) = look(path, identity, find_out)?;
+    if kept {
         known.put(key, value.clone());
     }
     Ok(value)
+}
+
+/// What the file at `path` says, and whether it had `identity` all the while.
+fn look<V>(
+    path: &Path,
+    identity: &Identity,
+    find_out: impl FnOnce(&Source) -> source::Result<V>,
+) -> source::Result<(V, bool)> {
+    let source = Source::open(path)?;
+    let value = find_out(&source)?;
+    let kept = source.identity() == identity && source.check_identity().is_ok();
+    Ok((value, kept))
 }
 
 /// Whether `path` is the directory with these metadata or leads through it, as it

@@ -1,0 +1,102 @@
+//! Keeps the records of source files from piling up: those of files that are gone
+//! or changed are never asked for again.
+
+use std::fs::{self, DirEntry, Metadata};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::{Directory, Name};
+
+/// Bytes of records that are kept, unless the user says otherwise.
+pub const PLANS_BUDGET: u64 = 256 << 20;
+
+/// A file that somebody began to write this long ago is written by nobody any more.
+const ABANDONED: Duration = Duration::from_secs(60 * 60);
+/// What a small file takes on most file systems.
+const BLOCK: u64 = 4096;
+
+/// A record on disk. The one that was not used for longest comes first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    used: SystemTime,
+    path: PathBuf,
+    /// Bytes.
+    size: u64,
+}
+
+/// Takes the records away that were not used for longest, until the others take no
+/// more than `limit` bytes, and what killed processes left behind. Gives the bytes
+/// of records that are left. What is no record stays, and so does what cannot be
+/// removed.
+///
+/// # Errors
+/// The directory of records cannot be read. One that is not there is empty.
+pub fn prune_plans(directory: &Directory, limit: u64) -> io::Result<u64> {
+    let mut entries = Vec::new();
+    for group in children(&directory.plans())? {
+        if !group.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        for file in children(&group.path())? {
+            let metadata = match file.metadata() {
+                Ok(metadata) if metadata.is_file() => metadata,
+                _ => continue,
+            };
+            if is_record(&group, &file) {
+                entries.push(Entry {
+                    used: used(&metadata),
+                    path: file.path(),
+                    size: metadata.len().next_multiple_of(BLOCK),
+                });
+            } else if is_unfinished(&file) && is_abandoned(&metadata) {
+                // Somebody else may have been faster.
+                let _ = fs::remove_file(file.path());
+            }
+        }
+    }
+    let mut left = entries.iter().map(|entry| entry.size).sum();
+    entries.sort_unstable();
+    for entry in entries {
+        if left <= limit {
+            break;
+        }
+        match fs::remove_file(&entry.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+            _ => left -= entry.size,
+        }
+    }
+    Ok(left)
+}
+
+fn children(directory: &Path) -> io::Result<Vec<DirEntry>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries.collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_record(group: &DirEntry, file: &DirEntry) -> bool {
+    let mut name = group.file_name();
+    name.push(file.file_name());
+    name.to_str().and_then(Name::from_hex).is_some()
+}
+
+/// As [`tempfile`] calls files by default.
+fn is_unfinished(file: &DirEntry) -> bool {
+    let name = file.file_name();
+    name.as_encoded_bytes().starts_with(b".tmp")
+}
+
+fn is_abandoned(metadata: &Metadata) -> bool {
+    let age = metadata.modified().map(|written| written.elapsed());
+    matches!(age, Ok(Ok(age)) if age > ABANDONED)
+}
+
+/// When it was last read, as far as the file system notes that, or written.
+fn used(metadata: &Metadata) -> SystemTime {
+    let times = [metadata.accessed(), metadata.modified()];
+    let last = times.into_iter().filter_map(Result::ok).max();
+    last.unwrap_or(SystemTime::UNIX_EPOCH)
+}
