@@ -10,7 +10,7 @@
 //!
 //! Everything may be taken away at any time: what is missing is made again.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,13 @@ use tempfile::NamedTempFile;
 /// <https://bford.info/cachedir/>
 const TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
     # Made by stfs. What is in here can be deleted at any time.\n";
+
+/// What the records of converted files end in.
+const RECORD: &str = "record";
+
+/// What the names of small files begin with while they are written. A process that
+/// is killed leaves them behind.
+pub const TEMPORARY: &str = ".stfs-unfinished-";
 
 /// The name of something in the cache: what it was made from, as a SHA-256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -36,6 +43,10 @@ impl Name {
             hash.update(part);
         }
         Name(hash.finalize().into())
+    }
+
+    pub(super) fn from_bytes(bytes: [u8; 32]) -> Name {
+        Name(bytes)
     }
 
     pub fn as_bytes(&self) -> &[u8; 32] {
@@ -93,11 +104,18 @@ impl Directory {
         let directory = Directory {
             root: root.canonicalize()?,
         };
-        let tag = directory.root.join("CACHEDIR.TAG");
-        if !tag.exists() {
-            directory.write(&tag, &[TAG])?;
-        }
+        directory.prepare()?;
         Ok(directory)
+    }
+
+    /// Makes what every cache directory has. It may have been deleted since it was
+    /// opened.
+    pub fn prepare(&self) -> io::Result<()> {
+        let tag = self.root.join("CACHEDIR.TAG");
+        match tag.exists() {
+            true => Ok(()),
+            false => self.write(&tag, &[TAG]),
+        }
     }
 
     pub fn root(&self) -> &Path {
@@ -120,21 +138,51 @@ impl Directory {
         name.below(&self.files())
     }
 
+    /// What is known of [`Directory::file`].
+    pub fn record(&self, name: &Name) -> PathBuf {
+        self.file(name).with_extension(RECORD)
+    }
+
     pub fn incoming(&self) -> PathBuf {
         self.root.join("incoming")
+    }
+
+    /// Where the file of this name is while it is written.
+    pub fn incoming_file(&self, name: &Name) -> PathBuf {
+        self.incoming().join(name.hex())
     }
 
     /// Writes the small file `path`, which lies below the root: it is there as a
     /// whole, or is what it was.
     pub fn write(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        self.temporary(path, parts)?.persist(path)?;
+        Ok(())
+    }
+
+    /// As [`Directory::write`], and it still is when the power fails.
+    pub fn write_durably(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        let file = self.temporary(path, parts)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        // Not every file system can do this to a directory. Without it `path` may be
+        // what it was when the power fails.
+        if let Some(parent) = path.parent() {
+            let _ = File::open(parent).and_then(|parent| parent.sync_all());
+        }
+        Ok(())
+    }
+
+    /// A file beside `path` with these bytes.
+    fn temporary(&self, path: &Path, parts: &[&[u8]]) -> io::Result<NamedTempFile> {
         let parent = path.parent().unwrap_or(&self.root);
         make(parent)?;
-        let mut file = NamedTempFile::new_in(parent)?;
+        let mut file = tempfile::Builder::new()
+            .prefix(TEMPORARY)
+            .tempfile_in(parent)?;
         for part in parts {
             file.write_all(part)?;
         }
-        file.persist(path)?;
-        Ok(())
+        Ok(file)
     }
 }
 

@@ -1,16 +1,17 @@
-//! What is worth finding out once: plans, and small facts about files. In memory,
-//! and in a directory that outlives the process.
+//! What is worth finding out once: plans, small facts about files, and converted
+//! files as a whole. In memory, and in a directory that outlives the process.
 
+mod background;
 mod directory;
 mod plans;
-mod prune;
 mod recent;
-mod record;
-mod records;
+mod store;
 
+pub use background::Background;
 pub use directory::{Directory, Name};
-pub use plans::{Circumstances, Key, Outcome, Plans};
-pub use prune::{PLANS_BUDGET, prune_plans};
+pub use plans::{
+    Body, Circumstances, Key, Outcome, PLANS_BUDGET, Plans, Records, Size, Subject, Summary,
+    prune_plans,
+};
 pub use recent::Recent;
-pub use record::{Body, Size, Summary};
-pub use records::{Records, Subject};
+pub use store::{Cleared, Error, Evicted, Item, Kept, Limit, Promotion, Store, Usage, Verdict};

@@ -1,11 +1,16 @@
 //! The commands. One file for each; this one reads the command line and says
 //! what went wrong.
 
+mod cache;
+mod cache_options;
 mod cat;
+mod conversions;
 mod convert;
 mod ls;
 mod mount;
+mod status;
 mod umount;
+mod warm;
 
 use std::error::Error;
 use std::fmt::{self, Display, Write};
@@ -50,6 +55,10 @@ enum Command {
     Ls(ls::Arguments),
     Cat(cat::Arguments),
     Convert(convert::Arguments),
+    Warm(warm::Arguments),
+    Status(status::Arguments),
+    #[command(subcommand)]
+    Cache(cache::Command),
 }
 
 /// How a command ends when it does not succeed.
@@ -126,6 +135,9 @@ pub fn run() -> ExitCode {
         Command::Ls(arguments) => ls::run(&arguments),
         Command::Cat(arguments) => cat::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
+        Command::Warm(arguments) => warm::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Cache(command) => cache::run(&command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,11 +7,11 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use log::LevelFilter;
 
+use super::cache_options::CacheOptions;
 use super::{Failure, say};
-use crate::cache::Directory;
 use crate::mount::options::{self, Word, Words};
 use crate::mount::{Access, Config, Prepared};
-use crate::view::{self, Tensors};
+use crate::view::{self, Promote, Tensors};
 
 /// Show a model directory with its checkpoints as safetensors
 ///
@@ -25,7 +25,8 @@ use crate::view::{self, Tensors};
 
 Words for -o:
   allow_other, allow_root, show_pickles, tensors=WHICH, threads=N, log_file=PATH,
-  cache_dir=PATH    as the options of these names
+  cache_dir=PATH, cache_size=SIZE, promote=WHEN
+                    as the options of these names
   nonempty          mount over a directory that has something in it
   noexec, noatime   as in mount(8)
   ro, nosuid, nodev, default_permissions are always the case, and words that
@@ -61,9 +62,12 @@ pub struct Arguments {
     /// Append the log to this file [default: the system log, in the foreground stderr]
     #[arg(long, value_name = "PATH")]
     log_file: Option<PathBuf>,
-    /// Keep here what was found out about checkpoints [default: $XDG_CACHE_HOME/stfs or ~/.cache/stfs]
-    #[arg(long, value_name = "PATH")]
-    cache_dir: Option<PathBuf>,
+    #[command(flatten)]
+    cache: CacheOptions,
+    /// Keep converted files whole in the cache: those that are mapped or read to their end, all that are opened, or none
+    #[arg(long, value_name = "WHEN", default_value = "auto",
+        value_parser = PossibleValuesParser::new(["auto", "always", "never"]).try_map(|text| options::promote(&text)))]
+    promote: Promote,
     /// Options as mount(8) takes them, separated by commas
     #[arg(short = 'o', value_name = "WORDS", value_parser = options::words)]
     words: Vec<Words>,
@@ -93,6 +97,8 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
             links_inside_only: false,
             weights: arguments.root,
             cache: None,
+            cache_limit: arguments.cache.limit(),
+            promote: arguments.promote,
         },
         access: match (arguments.allow_other, arguments.allow_root) {
             (true, _) => Access::Everyone,
@@ -104,7 +110,7 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
         nonempty: false,
         threads: arguments.threads.unwrap_or_else(default_threads),
         log_file: arguments.log_file,
-        cache_dir: arguments.cache_dir.or_else(Directory::default_path),
+        cache_dir: arguments.cache.path(),
         log_level,
     };
     for word in arguments.words.into_iter().flat_map(|words| words.0) {
@@ -123,6 +129,8 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
             Word::Threads(threads) => config.threads = threads,
             Word::LogFile(path) => config.log_file = Some(path),
             Word::CacheDir(path) => config.cache_dir = Some(path),
+            Word::CacheSize(limit) => config.view.cache_limit = limit,
+            Word::Promote(promote) => config.view.promote = promote,
         }
     }
     // The process in the background has another working directory.

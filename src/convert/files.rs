@@ -42,4 +42,9 @@ impl Files {
         self.main.check()?;
         self.beside.iter().try_for_each(Source::check)
     }
+    /// As [`Source::check_identity`], of all of them.
+    pub fn check_identity(&self) -> Result<()> {
+        self.main.check_identity()?;
+        self.beside.iter().try_for_each(Source::check_identity)
+    }
 }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// Why a file could not be planned.
 pub use crate::checkpoint::Error;
 pub use plan::{Data, Plan, Planned};
-pub use reader::Reader;
+pub use reader::{Reader, Stretch};
 
 use crate::checkpoint::{self, Checkpoint, Content, NativeTensor, Promise, Refusal, sniff};
 use crate::source::{self, Source};

@@ -203,6 +203,11 @@ impl Plan {
         &self.header
     }
 
+    /// Whether the file is safetensors already and is read as it lies.
+    pub fn is_native(&self) -> bool {
+        self.header.is_empty()
+    }
+
     /// In file order.
     pub fn tensors(&self) -> &[Planned] {
         &self.tensors

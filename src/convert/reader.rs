@@ -28,6 +28,19 @@ pub struct Reader {
 type BlockKey = (usize, u64);
 type Block = Arc<Vec<u8>>;
 
+/// Bytes of the source that lie together are told of as a [`Stretch`] of their own
+/// from this many on.
+const LYING: u64 = 256 << 10;
+
+/// How the bytes from some offset on come about, as far as all do so alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stretch {
+    /// They lie in the source as they are, from byte `from` on.
+    Lying { from: u64, len: u64 },
+    /// They are put together: [`Reader::read_to`] does that.
+    Made { len: u64 },
+}
+
 /// A stretch of the converted file that comes from one place.
 enum Piece<'a> {
     Header(&'a [u8]),
@@ -75,6 +88,47 @@ impl Reader {
         self.read_span(tensor.start + offset.min(end), tensor.start + end)
     }
 
+    /// As [`Reader::read`], but the bytes are never those of a mapping: they take
+    /// the place of what is in `out`.
+    pub fn read_to(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let end = offset.saturating_add(len as u64).min(self.plan.size());
+        out.clear();
+        self.put_together(offset.min(end), end, out)
+    }
+
+    /// How the bytes `[offset, offset + len)` of the converted file begin, cut at
+    /// its end.
+    pub fn stretch(&self, offset: u64, len: u64) -> Stretch {
+        let end = offset.saturating_add(len).min(self.plan.size());
+        let start = offset.min(end);
+        let mut at = start;
+        while at < end {
+            at += match self.piece(at, end) {
+                Piece::Source(from, len) if len >= LYING => {
+                    if at == start {
+                        return Stretch::Lying { from, len };
+                    }
+                    break;
+                }
+                Piece::Source(_, len) | Piece::Gathered(_, _, _, len) => len,
+                Piece::Header(bytes) => bytes.len() as u64,
+            };
+        }
+        Stretch::Made { len: at - start }
+    }
+
+    /// Fails with [`Error::Changed`](crate::source::Error::Changed) when one of the
+    /// files no longer holds the bytes that it was opened with.
+    pub fn check(&self) -> Result<()> {
+        self.files.check()
+    }
+
+    /// The same when anything about one of their inodes moved since they were
+    /// opened, their names included.
+    pub fn check_identity(&self) -> Result<()> {
+        self.files.check_identity()
+    }
+
     fn read_span(&self, start: u64, end: u64) -> Result<Bytes<'_>> {
         if start >= end {
             return Ok(Bytes::Owned(Vec::new()));
@@ -87,15 +141,20 @@ impl Reader {
             return self.source().reply(from, len as usize);
         }
         let mut out = Vec::with_capacity((end - start) as usize);
+        self.put_together(start, end, &mut out)?;
+        Ok(Bytes::Owned(out))
+    }
+
+    /// Appends the bytes `[start, end)` to `out`, which is empty.
+    fn put_together(&self, start: u64, end: u64, out: &mut Vec<u8>) -> Result<()> {
         let mut at = start;
         while at < end {
-            self.append(&self.piece(at, end), &mut out)?;
+            self.append(&self.piece(at, end), out)?;
             at = start + out.len() as u64;
         }
         // The pieces were read one after the other; together they are the old
         // file only if it is still there.
-        self.files.check()?;
-        Ok(Bytes::Owned(out))
+        self.files.check()
     }
 
     /// What the bytes from `at` on come from, as far as one place goes. `at` lies

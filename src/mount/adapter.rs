@@ -33,7 +33,7 @@ const GENERATION: Generation = Generation(0);
 const BLOCK: u64 = 512;
 
 pub struct Adapter {
-    view: View,
+    view: Arc<View>,
     inodes: Inodes<Node>,
     files: Handles<OpenFile>,
     directories: Handles<Listing>,
@@ -44,7 +44,7 @@ pub struct Adapter {
 impl Adapter {
     /// # Errors
     /// The root of `view` cannot be looked at.
-    pub fn new(view: View) -> view::Result<Self> {
+    pub fn new(view: Arc<View>) -> view::Result<Self> {
         Ok(Self {
             inodes: Inodes::new(view.root()?),
             view,
@@ -106,13 +106,15 @@ impl Adapter {
         if backing.is_none() {
             self.pusher.opened(inode.0, &file, size);
         }
-        let handle = self.files.insert(file);
         // Nothing is ever written, so a close has nothing to flush.
+        let flush = match file.minds_close() {
+            true => FopenFlags::empty(),
+            false => FopenFlags::FOPEN_NOFLUSH,
+        };
+        let handle = self.files.insert(file);
         match backing {
-            Some(backing) => {
-                reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
-            }
-            None => reply.opened(handle, FopenFlags::FOPEN_NOFLUSH | cache),
+            Some(backing) => reply.opened_passthrough(handle, flush, &backing),
+            None => reply.opened(handle, flush | cache),
         }
     }
 
@@ -263,6 +265,16 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         answer("read", || self.read(inode, handle, offset, size, reply));
+    }
+
+    /// A descriptor is closed.
+    fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        answer("flush", || {
+            if let Some(file) = self.files.get(handle) {
+                file.closed();
+            }
+            reply.ok();
+        });
     }
 
     fn release(

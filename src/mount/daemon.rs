@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::Arc;
 use std::thread;
 
 use fuser::{Session, SessionACL};
@@ -200,13 +201,14 @@ impl Prepared {
             ..self.config.view.clone()
         };
         let view = View::new(&self.source, options).map_err(source_error)?;
+        let view = Arc::new(view);
         let attributes = Attributes {
             source: view.source().as_os_str().to_owned(),
             allow_other: self.config.access != Access::Owner,
             noexec: self.config.noexec,
             noatime: self.config.noatime,
         };
-        let adapter = Adapter::new(view).map_err(source_error)?;
+        let adapter = Adapter::new(view.clone()).map_err(source_error)?;
         let pusher = adapter.pusher();
         let mut signals =
             Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed("watch for signals"))?;
@@ -248,7 +250,9 @@ impl Prepared {
             return Err(failed("use the new mount")(why));
         }
 
-        match signals.forever().next() {
+        let signal = signals.forever().next();
+        view.end();
+        match signal {
             Some(signal) => {
                 info!("signal {signal}: unmounting {}", place.display());
                 mounted.detach();

@@ -39,6 +39,21 @@ pub fn mount_at(point: &Path) -> io::Result<Option<Mount>> {
     Ok(mounts.into_iter().find(|mount| mount.point == point))
 }
 
+/// Where all stfs mounts are.
+pub fn stfs_mounts() -> io::Result<Vec<PathBuf>> {
+    let mounts = mounts()?.into_iter().filter(Mount::is_stfs);
+    Ok(mounts.map(|mount| mount.point).collect())
+}
+
+/// The stfs mount that `path`, which is absolute and free of links, lies in.
+pub fn mount_of(path: &Path) -> io::Result<Option<PathBuf>> {
+    let mut mounts = stfs_mounts()?;
+    mounts.retain(|point| path.starts_with(point));
+    Ok(mounts
+        .into_iter()
+        .max_by_key(|point| point.as_os_str().len()))
+}
+
 fn parse(table: &[u8]) -> Vec<Mount> {
     table
         .split(|&byte| byte == b'\n')

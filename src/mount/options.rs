@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::view::Tensors;
+use crate::cache::Limit;
+use crate::view::{Promote, Tensors};
 
 /// Who may use the mount besides the user who made it. The kernel keeps
 /// everybody else out, root too.
@@ -26,6 +27,8 @@ pub enum Word {
     Threads(usize),
     LogFile(PathBuf),
     CacheDir(PathBuf),
+    CacheSize(Limit),
+    Promote(Promote),
 }
 
 /// The words of one `-o`.
@@ -84,6 +87,40 @@ pub fn threads(text: &str) -> Result<usize, &'static str> {
     }
 }
 
+/// Reads a number of bytes; `K`, `M`, `G` and `T` after it are powers of 1024.
+///
+/// # Errors
+/// Any other text, and more than fits.
+pub fn cache_size(text: &str) -> Result<Limit, &'static str> {
+    const WANTED: &str = "must be a number of bytes, such as 20G or 500M";
+    let unit = text.find(|char: char| !char.is_ascii_digit());
+    let (number, unit) = text.split_at(unit.unwrap_or(text.len()));
+    let unit = match unit {
+        "" => 1,
+        "K" | "k" | "KiB" => 1 << 10,
+        "M" | "m" | "MiB" => 1 << 20,
+        "G" | "g" | "GiB" => 1 << 30,
+        "T" | "t" | "TiB" => 1_u64 << 40,
+        _ => return Err(WANTED),
+    };
+    let bytes = number.parse::<u64>().ok();
+    let bytes = bytes.and_then(|number| number.checked_mul(unit));
+    bytes.map(Limit::Bytes).ok_or(WANTED)
+}
+
+/// Reads `auto`, `always` or `never`.
+///
+/// # Errors
+/// Any other text.
+pub fn promote(text: &str) -> Result<Promote, &'static str> {
+    match text {
+        "auto" => Ok(Promote::Auto),
+        "always" => Ok(Promote::Always),
+        "never" => Ok(Promote::Never),
+        _ => Err("must be auto, always or never"),
+    }
+}
+
 /// `None` for a word that says what is the case anyway, or that is meant for
 /// mount(8) and systemd.
 fn word(text: &str) -> Result<Option<Word>, WordError> {
@@ -106,7 +143,9 @@ fn word(text: &str) -> Result<Option<Word>, WordError> {
         ("threads", Some(value)) => Word::Threads(threads(value).map_err(wrong)?),
         ("log_file", Some(value)) if !value.is_empty() => Word::LogFile(value.into()),
         ("cache_dir", Some(value)) if !value.is_empty() => Word::CacheDir(value.into()),
-        ("tensors" | "threads" | "log_file" | "cache_dir", _) => {
+        ("cache_size", Some(value)) => Word::CacheSize(cache_size(value).map_err(wrong)?),
+        ("promote", Some(value)) => Word::Promote(promote(value).map_err(wrong)?),
+        ("tensors" | "threads" | "log_file" | "cache_dir" | "cache_size" | "promote", _) => {
             return Err(wrong("needs a value"));
         }
 
@@ -161,6 +200,11 @@ mod tests {
             ]
         );
         assert_eq!(parsed("cache_dir=/c"), [Word::CacheDir("/c".into())]);
+        let size = Word::CacheSize(Limit::Bytes(3 << 30));
+        assert_eq!(
+            parsed("cache_size=3G,promote=never"),
+            [size, Word::Promote(Promote::Never)]
+        );
         assert_eq!(parsed("tensors=hide"), [Word::Tensors(Tensors::Hide)]);
         assert_eq!(parsed("tensors=off,"), [Word::Tensors(Tensors::Off)]);
         assert_eq!(
@@ -190,6 +234,10 @@ mod tests {
             "tensors",
             "log_file=",
             "cache_dir=",
+            "cache_size=G",
+            "cache_size=1X",
+            "cache_size=99999999T",
+            "promote=yes",
         ] {
             assert!(
                 matches!(words(text), Err(WordError::Value { .. })),

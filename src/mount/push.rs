@@ -114,7 +114,7 @@ impl Job {
     fn run(&self, notifier: &Notifier) -> io::Result<()> {
         for stretch in self.stretches.iter().take(MOST) {
             let len = usize::try_from(stretch.end - stretch.start).map_err(io::Error::other)?;
-            let bytes = self.file.read(stretch.start, len);
+            let bytes = self.file.read_ahead(stretch.start, len);
             let bytes = bytes.map_err(io::Error::other)?;
             let bytes = match &bytes {
                 Bytes::Mapped(bytes) => bytes,

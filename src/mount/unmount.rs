@@ -1,6 +1,6 @@
 //! Ending mounts, ours and those of other stfs processes.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::device::HELPER;
+use super::xattr::xattr;
 use super::{Error, PID_XATTR, mountinfo, mountpoint};
 
 /// How long the process of an unmounted mount is waited for.
@@ -121,20 +122,8 @@ fn release_by_helper(place: &Path, lazy: bool) -> Result<(), Error> {
 /// The process that serves the mount at `place`, as the mount itself says. None
 /// where the mount does not let this user in.
 fn daemon_of(place: &Path) -> Option<libc::pid_t> {
-    let place = CString::new(place.as_os_str().as_bytes()).ok()?;
-    let name: &CStr = PID_XATTR;
-    let mut value = [0u8; 16];
-    // SAFETY: NUL-terminated strings, and a buffer of the length given.
-    let length = unsafe {
-        libc::getxattr(
-            place.as_ptr(),
-            name.as_ptr(),
-            value.as_mut_ptr().cast(),
-            value.len(),
-        )
-    };
-    let value = value.get(..usize::try_from(length).ok()?)?;
-    std::str::from_utf8(value).ok()?.parse().ok()
+    let value = xattr(place, PID_XATTR).ok()?;
+    std::str::from_utf8(&value).ok()?.parse().ok()
 }
 
 /// A descriptor that becomes readable when the process ends.

@@ -37,6 +37,20 @@ pub enum Bytes<'a> {
     Owned(Vec<u8>),
 }
 
+impl Bytes<'_> {
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Bytes::Mapped(bytes) => bytes.len(),
+            Bytes::Owned(bytes) => bytes.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// A regular file, open for reading.
 #[derive(Debug)]
 pub struct Source {

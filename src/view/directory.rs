@@ -47,7 +47,7 @@ impl View {
         if let Some(base) = strip_suffix(name, names::SAFETENSORS)
             && let Some(origin) = self.converted(directory, &scan, &base)?
         {
-            return Ok(converted(origin));
+            return Ok(self.converted_node(origin));
         }
         if self.options.tensors != Tensors::Off
             && let Some(base) = strip_suffix(name, TENSORS)
@@ -148,7 +148,7 @@ impl View {
         }
         Ok(match self.sources.origin(&path, metadata, content) {
             Ok(origin) => {
-                let mut claims = vec![(derived, 1, converted(origin.clone()))];
+                let mut claims = vec![(derived, 1, self.converted_node(origin.clone()))];
                 if self.lists_tensors() {
                     let name = with(&base, TENSORS);
                     let node = tensors::single(directory.join(&name), origin);
@@ -162,6 +162,17 @@ impl View {
                 vec![(with(name, REFUSED), 1, node)]
             }
         })
+    }
+
+    /// The converted form of `origin`: the file that is kept, where there is one.
+    fn converted_node(&self, origin: Arc<Origin>) -> Node {
+        let attr = origin.attr;
+        let kept = self.promoter.as_ref();
+        let place = match kept.and_then(|promoter| promoter.peek(&origin)) {
+            Some(kept) => Place::Kept(origin, kept),
+            None => Place::Converted(origin),
+        };
+        Node::new(place, attr)
     }
 
     pub(super) fn lists_tensors(&self) -> bool {
@@ -323,11 +334,6 @@ pub(super) fn real_directory(path: &Path, metadata: &Metadata) -> Node {
 
 fn plain(path: &Path, metadata: &Metadata) -> Node {
     Node::new(Place::Plain(real(path, metadata)), Attr::of(metadata))
-}
-
-fn converted(origin: Arc<Origin>) -> Node {
-    let attr = origin.attr;
-    Node::new(Place::Converted(origin), attr)
 }
 
 fn refused(directory: &Path, about: &OsStr, metadata: &Metadata, refusal: &Refusal) -> Node {

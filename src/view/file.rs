@@ -2,10 +2,15 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
-use super::node::Text;
+use super::node::{Origin, Text};
+use super::promoter::{Promote, Promoter};
+use super::reading::Reading;
+use super::usage::{Opened, Tier, Usage};
 use super::{Error, Result};
+use crate::cache::Kept;
 use crate::convert::{Data, Planned, Reader};
 use crate::source::{Bytes, Source};
 
@@ -13,10 +18,22 @@ use crate::source::{Bytes, Source};
 pub struct OpenFile(Open);
 
 pub(super) enum Open {
-    Plain(Source),
-    Converted(Reader),
-    Tensor(Reader, usize),
+    Plain(Source, Opened),
+    Converted(Box<Converted>),
+    Kept(Kept, Opened),
+    Tensor(Reader, usize, Opened),
+    /// Bytes from the start of the kept file, and bytes.
+    KeptTensor(Kept, u64, u64, Opened),
     Text(Arc<Text>),
+}
+
+/// A checkpoint that is converted while it is read.
+pub(super) struct Converted {
+    reader: Reader,
+    opened: Opened,
+    origin: Arc<Origin>,
+    reading: Reading,
+    promoter: Option<Arc<Promoter>>,
 }
 
 impl OpenFile {
@@ -24,11 +41,34 @@ impl OpenFile {
         OpenFile(open)
     }
 
-    /// The source file, when its bytes are this file's bytes from first to last:
-    /// the kernel may then read it by itself.
+    pub(super) fn converted(
+        reader: Reader,
+        origin: &Arc<Origin>,
+        usage: &Arc<Usage>,
+        promoter: Option<&Arc<Promoter>>,
+    ) -> OpenFile {
+        let promoter = promoter.filter(|promoter| promoter.policy() != Promote::Never);
+        if let Some(promoter) = promoter
+            && promoter.policy() == Promote::Always
+        {
+            promoter.want(origin);
+        }
+        let path: Arc<Path> = origin.path.clone();
+        OpenFile(Open::Converted(Box::new(Converted {
+            opened: usage.opened(path, Tier::Stream),
+            origin: origin.clone(),
+            reading: Reading::new(reader.plan().size()),
+            promoter: promoter.cloned(),
+            reader,
+        })))
+    }
+
+    /// The file, when its bytes are this file's bytes from first to last: the
+    /// kernel may then read it by itself.
     pub fn backing(&self) -> Option<&File> {
         match &self.0 {
-            Open::Plain(source) => Some(source.file()),
+            Open::Plain(source, _) => Some(source.file()),
+            Open::Kept(kept, _) => Some(kept.source().file()),
             _ => None,
         }
     }
@@ -39,14 +79,26 @@ impl OpenFile {
         true
     }
 
+    /// Whether it is worth knowing when a descriptor of the file is closed.
+    pub fn minds_close(&self) -> bool {
+        matches!(&self.0, Open::Converted(converted) if converted.promoter.is_some())
+    }
+
+    /// A descriptor of the file was closed. It may still be mapped.
+    pub fn closed(&self) {
+        if let Open::Converted(converted) = &self.0 {
+            converted.reading.close();
+        }
+    }
+
     /// The stretches that a loader touches when it makes the tensors of the file:
     /// its header, and the first byte of each tensor. In order, and without those
     /// that would have to be computed.
     pub fn touched(&self) -> Vec<Range<u64>> {
-        let Open::Converted(reader) = &self.0 else {
+        let Open::Converted(converted) = &self.0 else {
             return Vec::new();
         };
-        let plan = reader.plan();
+        let plan = converted.reader.plan();
         let header = plan.header().len() as u64;
         let lies_there =
             |tensor: &&Planned| tensor.len > 0 && matches!(tensor.data, Data::Range(_));
@@ -56,25 +108,68 @@ impl OpenFile {
             .collect()
     }
 
+    /// Bytes `[offset, offset + len)` for the page cache of the mount, of which no
+    /// reader is known to want them yet.
+    pub fn read_ahead(&self, offset: u64, len: usize) -> Result<Bytes<'_>> {
+        match &self.0 {
+            Open::Converted(converted) => Ok(converted.reader.read(offset, len)?),
+            _ => self.read(offset, len),
+        }
+    }
+
     /// Bytes `[offset, offset + len)`, cut at the end of the file and nowhere else.
     ///
     /// # Errors
     /// [`Error::Io`] when the source behind a derived file changed: its bytes are
     /// gone.
     pub fn read(&self, offset: u64, len: usize) -> Result<Bytes<'_>> {
-        Ok(match &self.0 {
-            Open::Plain(source) => Bytes::Owned(read_plain(source, offset, len)?),
-            Open::Converted(reader) => reader.read(offset, len)?,
-            Open::Tensor(reader, index) => reader.read_tensor(*index, offset, len)?,
+        let (bytes, opened) = match &self.0 {
+            Open::Plain(source, opened) => (Bytes::Owned(read_plain(source, offset, len)?), opened),
+            Open::Converted(converted) => (converted.read(offset, len)?, &converted.opened),
+            Open::Kept(kept, opened) => (
+                read_kept(kept, 0, kept.source().size(), offset, len)?,
+                opened,
+            ),
+            Open::Tensor(reader, index, opened) => {
+                (reader.read_tensor(*index, offset, len)?, opened)
+            }
+            Open::KeptTensor(kept, start, size, opened) => {
+                (read_kept(kept, *start, *size, offset, len)?, opened)
+            }
             Open::Text(text) => {
                 let start = usize::try_from(offset)
                     .unwrap_or(usize::MAX)
                     .min(text.body.len());
                 let end = start.saturating_add(len).min(text.body.len());
-                Bytes::Owned(text.body[start..end].to_vec())
+                return Ok(Bytes::Owned(text.body[start..end].to_vec()));
             }
-        })
+        };
+        opened.served(bytes.len() as u64);
+        Ok(bytes)
     }
+}
+
+impl Converted {
+    fn read(&self, offset: u64, len: usize) -> Result<Bytes<'_>> {
+        let bytes = self.reader.read(offset, len)?;
+        if let Some(promoter) = &self.promoter {
+            promoter.note_read();
+            if self.reading.note(offset, bytes.len() as u64).is_some() {
+                promoter.want(&self.origin);
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Bytes of the stretch of `size` bytes from `start` on of a file that is kept.
+fn read_kept(kept: &Kept, start: u64, size: u64, offset: u64, len: usize) -> Result<Bytes<'_>> {
+    let end = offset.saturating_add(len as u64).min(size);
+    let offset = offset.min(end);
+    kept.source().check()?;
+    Ok(kept
+        .source()
+        .reply(start + offset, (end - offset) as usize)?)
 }
 
 /// A plain file has the size that it has now.

@@ -1,16 +1,20 @@
 //! The tree a mount shows: directories, files shown as they are, converted
 //! checkpoints, and directories of raw tensors. Plain types, no FUSE.
 
+mod control;
 mod directory;
 mod facts;
 mod file;
 mod node;
+mod promoter;
+mod reading;
 mod refused;
 mod scan;
 mod shards;
 mod sources;
 mod tensor_names;
 mod tensors;
+mod usage;
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -23,15 +27,18 @@ use std::sync::Arc;
 pub use crate::source::Bytes;
 pub use file::OpenFile;
 pub use node::{Attr, Kind, Node, NodeKey};
+pub use promoter::Promote;
 
-use crate::cache::{Directory, Recent};
+use crate::cache::{Background, Directory, Limit, Name, Recent, Store};
 use crate::convert::Reader;
 use crate::source::{self, Identity, Metadata, Source};
 use file::Open;
 use node::{Origin, Place, TensorSet};
+use promoter::Promoter;
 use scan::Scan;
 use sources::Sources;
 use tensors::TensorListing;
+use usage::{Opened, Tier, Usage};
 
 /// Directories whose names are remembered.
 const SCANS: NonZeroUsize = NonZeroUsize::new(128).unwrap();
@@ -63,6 +70,9 @@ pub struct Options {
     pub weights: Option<String>,
     /// Where to keep what is found out, for whoever shows the same files next.
     pub cache: Option<Directory>,
+    /// How much of it converted files may take.
+    pub cache_limit: Limit,
+    pub promote: Promote,
 }
 
 /// Why an operation on the tree failed.
@@ -108,7 +118,10 @@ pub struct FsStats {
 
 /// The tree over one source directory. Shared by all threads of a mount.
 pub struct View {
-    sources: Sources,
+    sources: Arc<Sources>,
+    usage: Arc<Usage>,
+    /// None without a cache directory.
+    promoter: Option<Arc<Promoter>>,
     options: Options,
     scans: Recent<PathBuf, Arc<Scan>>,
     /// Directories of the tensors of all shards, with the index of each.
@@ -120,8 +133,20 @@ impl View {
     pub fn new(source: &Path, options: Options) -> Result<View> {
         let root = source.canonicalize()?;
         std::fs::read_dir(&root)?;
+        let usage = Arc::new(Usage::default());
+        let sources = Arc::new(Sources::new(root, &options, usage.clone()));
+        let promoter = options.cache.clone().map(|directory| {
+            let store = Store::new(directory, options.cache_limit);
+            let background = Background::start();
+            let (sources, usage) = (sources.clone(), usage.clone());
+            let promoter = Promoter::new(store, sources, usage, options.promote, background);
+            promoter.tidy();
+            Arc::new(promoter)
+        });
         Ok(View {
-            sources: Sources::new(root, &options),
+            sources,
+            usage,
+            promoter,
             options,
             scans: Recent::new(SCANS),
             merged: Recent::new(MERGED),
@@ -148,7 +173,13 @@ impl View {
             return Err(Error::NotFound);
         }
         match &dir.key.0 {
-            Place::Directory(real) => self.child(real, name),
+            Place::Directory(real) => match self.child(real, name) {
+                Err(Error::NotFound) if name == control::NAME && *real.path == *self.source() => {
+                    self.control()
+                }
+                found => found,
+            },
+            Place::Control => self.control_file(name),
             Place::Tensors(set) => {
                 let name = name.to_str().ok_or(Error::NotFound)?;
                 TensorListing::open(&self.sources, set)?.find(name)
@@ -161,6 +192,7 @@ impl View {
     pub fn list(&self, dir: &Node) -> Result<Listing> {
         match &dir.key.0 {
             Place::Directory(real) => Ok(Listing(Children::Source(self.children(real)?))),
+            Place::Control => Ok(Listing(Children::Source(self.control_files()?))),
             Place::Tensors(set) => Ok(Listing(Children::Tensors(TensorListing::open(
                 &self.sources,
                 set,
@@ -187,36 +219,95 @@ impl View {
     /// changed.
     pub fn open(&self, node: &Node) -> Result<OpenFile> {
         let open = match &node.key.0 {
-            Place::Directory(_) | Place::Tensors(_) => return Err(Error::IsADirectory),
+            Place::Directory(_) | Place::Tensors(_) | Place::Control => {
+                return Err(Error::IsADirectory);
+            }
             Place::Plain(real) => {
                 let source = open_source(&real.path)?;
                 let identity = source.identity();
                 if (identity.device, identity.inode) != (real.device, real.inode) {
                     return Err(Error::Stale);
                 }
-                Open::Plain(source)
+                Open::Plain(source, self.opened(&real.path, Tier::Native))
             }
-            Place::Converted(origin) => Open::Converted(self.reader(origin)?),
-            Place::Tensor(origin, index) => Open::Tensor(self.reader(origin)?, *index as usize),
+            Place::Converted(origin) => {
+                return Ok(OpenFile::converted(
+                    self.sources.reader(origin)?,
+                    origin,
+                    &self.usage,
+                    self.promoter.as_ref(),
+                ));
+            }
+            Place::Kept(origin, identity) => {
+                let kept = self
+                    .promoter
+                    .as_ref()
+                    .and_then(|promoter| promoter.find(origin));
+                let kept = kept.filter(|kept| kept.identity() == identity);
+                // Whoever looks the name up again finds what there is now.
+                let kept = kept.filter(|_| promoter::is_current(origin));
+                Open::Kept(
+                    kept.ok_or(Error::Stale)?,
+                    self.opened(&origin.path, Tier::Promoted),
+                )
+            }
+            Place::Tensor(origin, index) => self.open_tensor(origin, *index as usize)?,
             Place::Text(text) => Open::Text(text.clone()),
         };
         Ok(OpenFile::new(open))
     }
 
-    fn reader(&self, origin: &Origin) -> Result<Reader> {
-        let source = open_source(&origin.path)?;
-        if *source.identity() != origin.key.identity {
-            return Err(Error::Stale);
+    /// A tensor is read from the file that is kept, where there is one: what had
+    /// to be computed has been computed then.
+    fn open_tensor(&self, origin: &Arc<Origin>, index: usize) -> Result<Open> {
+        let kept = self
+            .promoter
+            .as_ref()
+            .and_then(|promoter| promoter.find(origin));
+        if let Some(kept) = kept.filter(|_| promoter::is_current(origin)) {
+            let plan = self.sources.plan(origin)?;
+            let tensor = plan.tensors().get(index).ok_or(Error::Stale)?;
+            let opened = self.opened(&origin.path, Tier::Promoted);
+            return Ok(Open::KeptTensor(kept, tensor.start, tensor.len, opened));
         }
-        Ok(Reader::new(source, self.sources.plan(origin)?)?)
+        let opened = self.opened(&origin.path, Tier::Stream);
+        Ok(Open::Tensor(self.sources.reader(origin)?, index, opened))
+    }
+
+    fn opened(&self, path: &Arc<Path>, tier: Tier) -> Opened {
+        self.usage.opened(path.clone(), tier)
+    }
+
+    /// What a converted file is called in the cache directory; None for all else.
+    pub fn kept_name(&self, node: &Node) -> Option<Name> {
+        Some(self.sources.kept_name(node.origin()?))
+    }
+
+    /// Converts the checkpoint behind `node` anew, whether it is kept or not.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
+    pub fn reader(&self, node: &Node) -> Result<Reader> {
+        self.sources.reader(node.origin().ok_or(Error::NotFound)?)
+    }
+
+    /// Gives up what goes on in the background, so that the process can end.
+    pub fn end(&self) {
+        if let Some(promoter) = &self.promoter {
+            promoter.end();
+        }
     }
 
     /// Extended attributes: names with values, in a stable order.
     pub fn xattrs(&self, node: &Node) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let tier = |tier: Tier| ("user.stfs.tier", tier.name().as_bytes().to_vec());
         let source = |path: &Path| ("user.stfs.source", path.as_os_str().as_bytes().to_vec());
         Ok(match &node.key.0 {
-            Place::Directory(_) | Place::Plain(_) | Place::Tensors(_) => Vec::new(),
-            Place::Converted(origin) => vec![source(&origin.path)],
+            Place::Directory(_) | Place::Plain(_) | Place::Tensors(_) | Place::Control => {
+                Vec::new()
+            }
+            Place::Converted(origin) => vec![source(&origin.path), tier(Tier::Stream)],
+            Place::Kept(origin, _) => vec![source(&origin.path), tier(Tier::Promoted)],
             Place::Text(text) => vec![source(&text.about)],
             Place::Tensor(origin, index) => {
                 let plan = self.sources.plan(origin)?;

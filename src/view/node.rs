@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::cache::Key;
 use crate::checkpoint::Content;
-use crate::source::Metadata;
+use crate::source::{Identity, Metadata};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -50,6 +50,10 @@ pub(super) enum Place {
     Plain(Real),
     /// A checkpoint as `.safetensors`.
     Converted(Arc<Origin>),
+    /// The same, in a file that is kept.
+    Kept(Arc<Origin>, Identity),
+    /// Where the mount tells about itself.
+    Control,
     /// `X.tensors`.
     Tensors(Arc<TensorSet>),
     /// One tensor of a file, by its index in the plan.
@@ -128,6 +132,19 @@ impl Node {
         matches!(&self.key.0, Place::Text(text) if text.refuses)
     }
 
+    /// The path of the checkpoint behind a converted file; None for all else.
+    pub fn checkpoint(&self) -> Option<&Path> {
+        Some(&self.origin()?.path)
+    }
+
+    /// The checkpoint that this is the converted form of.
+    pub(super) fn origin(&self) -> Option<&Arc<Origin>> {
+        match &self.key.0 {
+            Place::Converted(origin) | Place::Kept(origin, _) => Some(origin),
+            _ => None,
+        }
+    }
+
     pub fn key(&self) -> &NodeKey {
         &self.key
     }
@@ -188,6 +205,9 @@ impl Place {
             Place::Directory(real) => Id::Directory(&real.path, real.device, real.inode),
             Place::Plain(real) => Id::Plain(real.device, real.inode),
             Place::Converted(origin) => Id::Converted(&origin.key),
+            // Which file it is counts too: the kernel holds one for each node.
+            Place::Kept(origin, kept) => Id::Kept(&origin.key, kept),
+            Place::Control => Id::Control,
             Place::Tensors(set) => {
                 Id::Tensors(&set.path, set.parts.iter().map(|part| &part.key).collect())
             }
@@ -202,6 +222,8 @@ enum PlaceIdentity<'a> {
     Directory(&'a Path, u64, u64),
     Plain(u64, u64),
     Converted(&'a Key),
+    Kept(&'a Key, &'a Identity),
+    Control,
     Tensors(&'a Path, Vec<&'a Key>),
     Tensor(&'a Key, u32),
     Text(&'a Path, &'a [u8]),

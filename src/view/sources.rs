@@ -12,11 +12,12 @@ use std::sync::Arc;
 use super::Options;
 use super::facts::Facts;
 use super::node::{Attr, Origin};
-use crate::cache::{Body, Key, Outcome, Plans, Recent, Records, Subject};
+use super::usage::Usage;
+use crate::cache::{Body, Key, Name, Outcome, Plans, Recent, Records, Subject};
 use crate::checkpoint::{self, Cause, Content, Promise, Refusal, sniff};
 use crate::convert::index::Index;
 use crate::convert::names;
-use crate::convert::{self, Parsed, Plan};
+use crate::convert::{self, Parsed, Plan, Reader};
 use crate::source::{self, Identity, Metadata, Source};
 
 /// Bytes of plans kept beside those in use.
@@ -35,6 +36,7 @@ pub(super) struct Sources {
     weights: Option<String>,
     plans: Plans,
     facts: Facts,
+    usage: Arc<Usage>,
     architectures: Recent<Identity, Option<Arc<str>>>,
     indexes: Recent<Identity, Option<Arc<Index>>>,
 }
@@ -55,12 +57,13 @@ pub(super) enum Found {
 
 impl Sources {
     /// `root` is canonical.
-    pub fn new(root: PathBuf, options: &Options) -> Sources {
+    pub fn new(root: PathBuf, options: &Options, usage: Arc<Usage>) -> Sources {
         let records = |cache| Records::new(cache, options.weights.clone());
         Sources {
             root,
             links_inside_only: options.links_inside_only,
             weights: options.weights.clone(),
+            usage,
             plans: Plans::new(PLANS),
             facts: Facts::new(options.cache.clone().map(records)),
             architectures: Recent::new(CONFIGS),
@@ -266,6 +269,29 @@ impl Sources {
         Ok(beside.into())
     }
 
+    /// What the converted form of `origin` is called where it is kept.
+    pub fn kept_name(&self, origin: &Origin) -> Name {
+        let content = format!("{:?}", origin.content);
+        let root = self.weights.as_deref();
+        origin.key.converted_name(&[
+            content.as_bytes(),
+            &[u8::from(root.is_some())],
+            root.unwrap_or_default().as_bytes(),
+        ])
+    }
+
+    /// Reads the file behind `origin` as its converted form.
+    ///
+    /// # Errors
+    /// [`super::Error::Stale`] when it is another file now.
+    pub fn reader(&self, origin: &Origin) -> super::Result<Reader> {
+        let source = super::open_source(&origin.path)?;
+        if *source.identity() != origin.key.identity {
+            return Err(super::Error::Stale);
+        }
+        Ok(Reader::new(source, self.plan(origin)?)?)
+    }
+
     /// The plan that derived nodes are made with, made again if it was forgotten.
     pub fn plan(&self, origin: &Origin) -> super::Result<Arc<Plan>> {
         match self.outcome(&origin.path, origin.content, &origin.key)? {
@@ -275,12 +301,20 @@ impl Sources {
     }
 
     fn outcome(&self, path: &Path, content: Content, key: &Key) -> source::Result<Outcome> {
-        self.plans.get(key, || {
-            match self.facts.plan(&subject(path, &key.identity), key) {
+        let mut from = &self.usage.plans_from_memory;
+        let outcome = self.plans.get(key, || {
+            let known = self.facts.plan(&subject(path, &key.identity), key);
+            from = match known {
+                Some(_) => &self.usage.plans_from_records,
+                None => &self.usage.plans_made,
+            };
+            match known {
                 Some(known) => Ok(known?),
                 None => self.make(path, content, key),
             }
-        })
+        });
+        from.add(1);
+        outcome
     }
 
     /// Makes a plan from the file itself.

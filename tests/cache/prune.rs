@@ -57,15 +57,15 @@ fn what_is_no_record_stays() {
         date(path, minutes_ago(minutes), minutes_ago(minutes));
         path.to_path_buf()
     };
-    let abandoned = file(&group.join(".tmpAbc123"), 120);
+    let abandoned = file(&group.join(".stfs-unfinished-Abc123"), 120);
     let outside = tempfile::tempdir().unwrap();
-    let target = file(&outside.path().join(".tmpAbc123"), 120);
-    let link = group.join(".tmpLink");
+    let target = file(&outside.path().join(".stfs-unfinished-Abc123"), 120);
+    let link = group.join(".stfs-unfinished-Link");
     std::os::unix::fs::symlink(&target, &link).unwrap();
     let kept = [
-        file(&group.join(".tmpNew456"), 1),
+        file(&group.join(".stfs-unfinished-New456"), 1),
         file(&group.join("notes"), 1000),
-        file(&directory.plans().join(".tmpTop789"), 1000),
+        file(&directory.plans().join(".stfs-unfinished-Top789"), 1000),
         file(&root.path().join("notes"), 1000),
         root.path().join("CACHEDIR.TAG"),
         target,
@@ -79,7 +79,7 @@ fn what_is_no_record_stays() {
         assert!(path.symlink_metadata().is_ok(), "{path:?}");
     }
     assert_eq!(
-        fs::read(outside.path().join(".tmpAbc123")).unwrap(),
+        fs::read(outside.path().join(".stfs-unfinished-Abc123")).unwrap(),
         b"something"
     );
 }

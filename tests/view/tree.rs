@@ -399,7 +399,10 @@ fn attributes_are_the_sources_own_without_write_bits() {
     let converted = view.xattrs(&find(&view, "m.safetensors").unwrap()).unwrap();
     assert_eq!(
         converted,
-        [("user.stfs.source", source.as_os_str().as_bytes().to_vec())]
+        [
+            ("user.stfs.source", source.as_os_str().as_bytes().to_vec()),
+            ("user.stfs.tier", b"stream".to_vec()),
+        ]
     );
 }
 

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use log::warn;
 
 use super::record::{self, Doubt, Record};
-use super::{Body, Directory, Name, Summary};
+use super::{Body, Summary};
+use crate::cache::{Directory, Name};
 use crate::checkpoint::{Checkpoint, Promise};
 use crate::source::{self, Identity};
 

@@ -6,7 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{Directory, Name};
+use crate::cache::directory::TEMPORARY;
+use crate::cache::{Directory, Name};
 
 /// Bytes of records that are kept, unless the user says otherwise.
 pub const PLANS_BUDGET: u64 = 256 << 20;
@@ -83,10 +84,10 @@ fn is_record(group: &DirEntry, file: &DirEntry) -> bool {
     name.to_str().and_then(Name::from_hex).is_some()
 }
 
-/// As [`tempfile`] calls files by default.
+/// As [`Directory::write`] calls files until they are whole.
 fn is_unfinished(file: &DirEntry) -> bool {
     let name = file.file_name();
-    name.as_encoded_bytes().starts_with(b".tmp")
+    name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
 }
 
 fn is_abandoned(metadata: &Metadata) -> bool {

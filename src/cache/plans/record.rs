@@ -18,7 +18,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Circumstances, Name};
+use super::Circumstances;
+use crate::cache::Name;
 use crate::checkpoint::{Checkpoint, Content, Refusal};
 use crate::source::{self, Source};
 

@@ -1,6 +1,10 @@
 //! Plans in memory: each made once however many ask for it at the same time,
 //! the least recently used forgotten first.
 
+mod prune;
+mod record;
+mod records;
+
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,10 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
-use super::Name;
+use crate::cache::Name;
 use crate::checkpoint::{Beside, Refusal};
 use crate::convert::{Error, Plan};
 use crate::source::{self, Identity};
+
+pub use prune::{PLANS_BUDGET, prune_plans};
+pub use record::{Body, Size, Summary};
+pub use records::{Records, Subject};
 
 /// What a plan depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +44,22 @@ impl Key {
     pub fn is_settled(&self) -> bool {
         let mut beside = self.beside.iter();
         self.identity.is_settled() && beside.all(|(_, identity)| identity.is_settled())
+    }
+
+    /// What the file that is converted by this plan is called when it is kept.
+    /// `options`: whatever else decides about its bytes. Another version of stfs may
+    /// make other bytes, and calls its file something else.
+    pub fn converted_name(&self, options: &[&[u8]]) -> Name {
+        let circumstances = self.circumstances();
+        let identity = self.identity.to_bytes();
+        let mut parts: Vec<&[u8]> = vec![
+            b"converted",
+            env!("CARGO_PKG_VERSION").as_bytes(),
+            &identity,
+            circumstances.0.as_bytes(),
+        ];
+        parts.extend(options);
+        Name::of(&parts)
     }
 
     /// What the plan depends on besides the file itself.

@@ -1,0 +1,191 @@
+//! Copies a converted file into an empty one, piece by piece, and makes sure of it.
+
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::unistd::{Whence, lseek};
+
+use super::error::Error;
+use super::locks::Claim;
+use crate::convert::{Reader, Stretch};
+use crate::source;
+
+/// Bytes between two looks at the source, and at the caller's wishes.
+const CHUNK: u64 = 4 << 20;
+
+pub struct Copy<'a> {
+    reader: &'a Reader,
+    claim: &'a Claim,
+    /// Bytes on their way, when the kernel does not copy by itself.
+    buffer: Vec<u8>,
+    by_kernel: bool,
+}
+
+impl<'a> Copy<'a> {
+    pub fn new(reader: &'a Reader, claim: &'a Claim) -> Copy<'a> {
+        Copy {
+            reader,
+            claim,
+            buffer: Vec::new(),
+            by_kernel: true,
+        }
+    }
+
+    /// Writes the whole file to the disk.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] unless the source is what it was when it was opened, in
+    /// every respect that its inode knows of: by that it is called in the cache.
+    pub fn run(mut self, step: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), Error> {
+        let size = self.reader.plan().size();
+        self.allocate(size)?;
+        let mut at = 0;
+        while at < size {
+            at += match self.reader.stretch(at, CHUNK) {
+                Stretch::Lying { from, len } => self.copy(from, at, len)?,
+                Stretch::Made { len } => self.write(at, len)?,
+            };
+            self.reader.check().map_err(|error| self.lost(error))?;
+            if step(at).is_break() {
+                return Err(Error::Aborted);
+            }
+        }
+        self.file().sync_all().map_err(|error| self.failed(error))?;
+        self.check(size)?;
+        self.reader
+            .check_identity()
+            .map_err(|error| self.lost(error))
+    }
+
+    fn file(&self) -> &File {
+        self.claim.file()
+    }
+
+    /// Finds out early that the disk is full.
+    fn allocate(&self, size: u64) -> Result<(), Error> {
+        match fallocate(self.file(), FallocateFlags::empty(), 0, offset(size)?) {
+            Err(error @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) => Err(self.failed(error)),
+            // Most network file systems cannot do it, and need not.
+            _ => Ok(()),
+        }
+    }
+
+    /// Copies bytes that lie in the source, or the first of them. Says how many.
+    fn copy(&mut self, from: u64, at: u64, len: u64) -> Result<u64, Error> {
+        while self.by_kernel {
+            let (mut input, mut output) = (offset(from)?, offset(at)?);
+            let source = self.reader.source().file();
+            let (input, output) = (Some(&mut input), Some(&mut output));
+            match copy_file_range(source, input, self.file(), output, len as usize) {
+                // The source ends too early: reading it says what happened.
+                Ok(0) => break,
+                Ok(copied) => return Ok(copied as u64),
+                Err(Errno::EINTR) => {}
+                Err(error @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EIO)) => {
+                    return Err(self.failed(error));
+                }
+                // Not between these two files, or not here at all.
+                Err(_) => self.by_kernel = false,
+            }
+        }
+        self.write(at, len)
+    }
+
+    /// Writes bytes that are put together.
+    fn write(&mut self, at: u64, len: u64) -> Result<u64, Error> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        self.reader
+            .read_to(at, len as usize, &mut buffer)
+            .map_err(|error| self.lost(error))?;
+        self.file()
+            .write_all_at(&buffer, at)
+            .map_err(|error| self.failed(error))?;
+        self.buffer = buffer;
+        match self.buffer.len() as u64 == len && len > 0 {
+            true => Ok(len),
+            false => Err(self.damaged("the plan of it ends too early")),
+        }
+    }
+
+    /// Looks at what the file system made of all that.
+    fn check(&mut self, size: u64) -> Result<(), Error> {
+        let file = self.file();
+        let metadata = file.metadata().map_err(|error| self.failed(error))?;
+        if metadata.len() != size {
+            return Err(self.damaged("has another size than what was written"));
+        }
+        let header = self.reader.plan().header();
+        let mut found = vec![0; header.len()];
+        file.read_exact_at(&mut found, 0)
+            .map_err(|error| self.failed(error))?;
+        if found != header {
+            return Err(self.damaged("begins with other bytes than what was written"));
+        }
+        self.check_holes(size)
+    }
+
+    /// A hole is where nothing was written, or where the file system keeps zeros:
+    /// it may have one for zeros alone.
+    fn check_holes(&mut self, size: u64) -> Result<(), Error> {
+        let mut at = 0;
+        while at < size {
+            let hole = match lseek(self.file(), offset(at)?, Whence::SeekHole) {
+                Ok(hole) => u64::try_from(hole).unwrap_or(size),
+                // The file system does not tell.
+                Err(_) => return Ok(()),
+            };
+            if hole >= size {
+                return Ok(());
+            }
+            at = match lseek(self.file(), offset(hole)?, Whence::SeekData) {
+                Ok(data) => u64::try_from(data).unwrap_or(size).min(size),
+                Err(Errno::ENXIO) => size,
+                Err(error) => return Err(self.failed(error)),
+            };
+            self.check_zeros(hole, at)?;
+        }
+        Ok(())
+    }
+
+    fn check_zeros(&mut self, start: u64, end: u64) -> Result<(), Error> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut at = start;
+        while at < end {
+            let len = CHUNK.min(end - at);
+            self.reader
+                .read_to(at, len as usize, &mut buffer)
+                .map_err(|error| self.lost(error))?;
+            if buffer.iter().any(|byte| *byte != 0) {
+                return Err(self.damaged("has a hole where something was written"));
+            }
+            at += len;
+        }
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    fn failed(&self, error: impl Into<io::Error>) -> Error {
+        Error::at(self.claim.path(), error)
+    }
+
+    fn lost(&self, error: source::Error) -> Error {
+        Error::of_source(self.reader.source().path(), error)
+    }
+
+    fn damaged(&self, what: &'static str) -> Error {
+        let path = self.claim.path().to_path_buf();
+        Error::Damaged { path, what }
+    }
+}
+
+/// As system calls have it.
+fn offset(bytes: u64) -> Result<i64, Error> {
+    i64::try_from(bytes).map_err(|_| Error::NoRoom {
+        needed: bytes,
+        limit: i64::MAX as u64,
+    })
+}

@@ -1,0 +1,159 @@
+//! Who may read, write or remove which file, across processes. A lock belongs to
+//! an open file, and goes with the last descriptor of it: a process that is killed
+//! leaves none behind.
+//!
+//! * a shared lock on a finished file: it is in use, and stays;
+//! * an exclusive one on a finished file: it is being removed, or just finished;
+//! * an exclusive one on a file in `incoming/`: it is being written.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often a claim is tried while others finish or remove the same file.
+const ATTEMPTS: usize = 8;
+/// Others hold an exclusive lock for moments only, unless they are busy finishing.
+const PATIENCE: [Duration; 4] = [Duration::from_millis(1); 4];
+
+/// Whether `path` leads to `file`. False when there is nothing.
+pub fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
+    let there = match fs::symlink_metadata(path) {
+        Ok(there) => there,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let open = file.metadata()?;
+    Ok((there.dev(), there.ino()) == (open.dev(), open.ino()))
+}
+
+/// Takes a shared lock; false when somebody has the exclusive one.
+pub fn share(file: &File) -> io::Result<bool> {
+    let mut patience = PATIENCE.iter();
+    loop {
+        match file.try_lock_shared() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) => match patience.next() {
+                Some(moment) => std::thread::sleep(*moment),
+                None => return Ok(false),
+            },
+        }
+    }
+}
+
+fn exclude(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    // Network file systems want to write before they lock.
+    options.read(true).write(true).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options
+}
+
+/// A file that its path leads to, locked against everybody else.
+#[derive(Debug)]
+pub struct Held {
+    file: File,
+    path: PathBuf,
+}
+
+#[derive(Debug)]
+pub enum Attempt {
+    Held(Held),
+    InUse,
+    Missing,
+}
+
+impl Held {
+    pub fn existing(path: &Path) -> io::Result<Attempt> {
+        let file = match options().open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Attempt::Missing),
+            Err(error) => return Err(error),
+        };
+        if !exclude(&file)? {
+            return Ok(Attempt::InUse);
+        }
+        // Another may have removed it while this one waited for nothing.
+        if !leads_to(path, &file)? {
+            return Ok(Attempt::Missing);
+        }
+        let path = path.to_path_buf();
+        Ok(Attempt::Held(Held { file, path }))
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    pub fn remove(self) -> io::Result<()> {
+        remove(&self.path)
+    }
+}
+
+/// The right to write the file at a path in `incoming/`, which is empty. What is
+/// still there when the claim goes is removed.
+#[derive(Debug)]
+pub struct Claim {
+    file: File,
+    path: PathBuf,
+}
+
+impl Claim {
+    /// None while another has it.
+    pub fn take(path: &Path) -> io::Result<Option<Claim>> {
+        for _ in 0..ATTEMPTS {
+            let file = options().create(true).truncate(false).open(path)?;
+            if !exclude(&file)? {
+                return Ok(None);
+            }
+            // It was finished or removed between the two calls.
+            if !leads_to(path, &file)? {
+                continue;
+            }
+            if file.metadata()?.len() == 0 {
+                let path = path.to_path_buf();
+                return Ok(Some(Claim { file, path }));
+            }
+            // Left behind. A file of the store is never cut: bytes that somebody
+            // may see stay what they are.
+            remove(path)?;
+        }
+        Ok(None)
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Once renamed, it is no longer here.
+        if leads_to(&self.path, &self.file).unwrap_or(false) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes a file that may have gone already.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}

@@ -1,0 +1,297 @@
+//! Converted files kept as a whole. Several processes share them; what is
+//! missing, damaged or too much is taken away, and made again when needed.
+//!
+//! Every file has a record beside it ([`record`](record)). A file without
+//! one is no file of the store, whatever it holds: it counts once the record is
+//! there, which is written last and removed first.
+
+mod copy;
+mod error;
+mod inventory;
+mod leftovers;
+mod locks;
+mod promotion;
+mod record;
+mod room;
+
+use std::fs::{self, File};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::cache::directory::{Directory, Name};
+use crate::cache::recent::Recent;
+use crate::convert::Reader;
+use crate::source::{Identity, Metadata, Source};
+use inventory::Inventory;
+use locks::{Attempt, Held, leads_to, remove, share};
+use record::{Flaw, Record, Stamp};
+
+pub use error::Error;
+pub use promotion::Promotion;
+pub use room::{Limit, Usage};
+
+/// Files whose record need not be read again while their inodes stay as they are.
+const VERIFIED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// The last use is known to within this much.
+const USE: Duration = Duration::from_secs(60);
+/// Bytes compared at a time.
+const CHUNK: usize = 4 << 20;
+
+#[derive(Debug)]
+pub struct Store {
+    pub(super) directory: Directory,
+    pub(super) limit: Limit,
+    pub(super) verified: Recent<Name, Identity>,
+}
+
+/// A converted file of the store, open. It stays where it is while this lives,
+/// and while the kernel has the same open file.
+#[derive(Debug)]
+pub struct Kept {
+    source: Source,
+    record: PathBuf,
+}
+
+impl Kept {
+    /// The whole file. Its descriptor carries the lock: a duplicate of it keeps the
+    /// file, one that is opened by its path does not.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    pub fn identity(&self) -> &Identity {
+        self.source.identity()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        touch(&self.record);
+    }
+}
+
+/// What the store says about one of its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    pub name: Name,
+    /// The file that it was made from.
+    pub source: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// To within a minute.
+    pub last_used: SystemTime,
+    /// Somebody has it open.
+    pub in_use: bool,
+}
+
+/// What came of the wish to remove a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evicted {
+    /// So many bytes went.
+    Removed(u64),
+    InUse,
+    Missing,
+}
+
+/// What came of the wish to remove all files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cleared {
+    pub files: usize,
+    pub bytes: u64,
+    /// Files that stay because somebody has them open.
+    pub in_use: usize,
+}
+
+/// Whether a file of the store has the bytes that it was made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Sound,
+    /// Not from this chunk on, which begins at so many bytes.
+    Differs(u64),
+    Missing,
+}
+
+impl Store {
+    pub fn new(directory: Directory, limit: Limit) -> Store {
+        Store {
+            directory,
+            limit,
+            verified: Recent::new(VERIFIED),
+        }
+    }
+
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Opens the file called `name` and marks it as used.
+    pub fn find(&self, name: &Name) -> Option<Kept> {
+        let path = self.directory.file(name);
+        let flaw = match self.look(name, &path) {
+            Ok(kept) => return kept,
+            Err(flaw) => flaw,
+        };
+        match flaw {
+            Flaw::Unreadable(error) => log::warn!("{}: {error}", path.display()),
+            Flaw::Damaged(what) => {
+                let path = path.display();
+                log::warn!("{path}: {what}. It is removed, and made again when needed");
+                self.discard(name);
+            }
+        }
+        None
+    }
+
+    fn look(&self, name: &Name, path: &Path) -> Result<Option<Kept>, Flaw> {
+        let Some(record) = Record::load(&self.directory, name)? else {
+            return Ok(None);
+        };
+        let source = match Source::open(path) {
+            Ok(source) => source,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Flaw::Unreadable(error)),
+        };
+        if !share(source.file()).map_err(Flaw::Unreadable)? {
+            return Ok(None);
+        }
+        // Before there was the lock, it may have been removed or replaced.
+        if !leads_to(path, source.file()).map_err(Flaw::Unreadable)? {
+            return Ok(None);
+        }
+        let now = source.file().metadata().map_err(Flaw::Unreadable)?;
+        let now = Metadata::from(now).identity;
+        if Stamp::from(&now) != record.stamp || now != *source.identity() {
+            return match Record::load(&self.directory, name)? {
+                Some(again) if again == record => Err(Flaw::Damaged("was changed")),
+                _ => Ok(None),
+            };
+        }
+        self.verified.put(*name, now);
+        let record = self.directory.record(name);
+        touch(&record);
+        Ok(Some(Kept { source, record }))
+    }
+
+    /// Which file [`Store::find`] would open, as far as can be told without opening
+    /// it.
+    pub fn peek(&self, name: &Name) -> Option<Identity> {
+        let there = fs::symlink_metadata(self.directory.file(name)).ok();
+        let there = there.map(|metadata| Metadata::from(metadata).identity);
+        let known = self.verified.get(name);
+        if known.is_some() && known == there {
+            let recorded = fs::symlink_metadata(self.directory.record(name)).is_ok();
+            return known.filter(|_| recorded);
+        }
+        let there = there?;
+        match Record::load(&self.directory, name) {
+            Ok(None) => None,
+            Ok(Some(record)) if record.stamp == Stamp::from(&there) => {
+                self.verified.put(*name, there);
+                Some(there)
+            }
+            // Says what is wrong with it.
+            _ => self.find(name).map(|kept| *kept.identity()),
+        }
+    }
+
+    /// Removes what does not fit together. Whoever has it open keeps it open.
+    fn discard(&self, name: &Name) {
+        let record = self.directory.record(name);
+        if let Err(error) = remove(&record) {
+            log::warn!("{}: {error}", record.display());
+        }
+        // The rest goes with the leftovers when it does not go now.
+        if let Ok(Attempt::Held(held)) = Held::existing(&self.directory.file(name)) {
+            let _ = held.remove();
+        }
+    }
+
+    /// Removes a file that nobody has open.
+    pub fn evict(&self, name: &Name) -> Result<Evicted, Error> {
+        let path = self.directory.file(name);
+        let failed = |error| Error::at(&path, error);
+        let held = match Held::existing(&path).map_err(failed)? {
+            Attempt::Held(held) => held,
+            Attempt::InUse => return Ok(Evicted::InUse),
+            Attempt::Missing => return Ok(Evicted::Missing),
+        };
+        remove(&self.directory.record(name)).map_err(failed)?;
+        let size = held.size().map_err(failed)?;
+        held.remove().map_err(failed)?;
+        Ok(Evicted::Removed(size))
+    }
+
+    /// Removes all files that nobody has open, and all leftovers.
+    pub fn clear(&self) -> Result<Cleared, Error> {
+        let mut cleared = Cleared::default();
+        for name in Inventory::take(&self.directory)?.data.keys() {
+            match self.evict(name)? {
+                Evicted::Removed(bytes) => {
+                    cleared.files += 1;
+                    cleared.bytes = cleared.bytes.saturating_add(bytes);
+                }
+                Evicted::InUse => cleared.in_use += 1,
+                Evicted::Missing => {}
+            }
+        }
+        self.collect()?;
+        Ok(cleared)
+    }
+
+    /// What there is, the least recently used first.
+    pub fn list(&self) -> Result<Vec<Item>, Error> {
+        let inventory = Inventory::take(&self.directory)?;
+        let items = inventory.by_use().into_iter().filter_map(|(name, size)| {
+            let record = Record::load(&self.directory, &name).ok()??;
+            let file = File::open(self.directory.file(&name)).ok()?;
+            Some(Item {
+                name,
+                source: record.source,
+                size,
+                last_used: *inventory.records.get(&name)?,
+                in_use: file.try_lock().is_err(),
+            })
+        });
+        Ok(items.collect())
+    }
+
+    /// Compares a file with what `reader` makes, which it was made from.
+    pub fn verify(&self, name: &Name, reader: &Reader) -> Result<Verdict, Error> {
+        let Some(kept) = self.find(name) else {
+            return Ok(Verdict::Missing);
+        };
+        let path = self.directory.file(name);
+        let (size, mut wanted) = (reader.plan().size(), Vec::new());
+        if kept.source.size() != size {
+            return Ok(Verdict::Differs(0));
+        }
+        let mut at = 0;
+        while at < size {
+            reader
+                .read_to(at, CHUNK, &mut wanted)
+                .map_err(|error| Error::of_source(reader.source().path(), error))?;
+            let found = kept.source.read_at(at, wanted.len() as u64);
+            match found {
+                Ok(found) if !wanted.is_empty() && found == wanted => at += found.len() as u64,
+                Ok(_) => return Ok(Verdict::Differs(at)),
+                Err(crate::source::Error::Io(error)) => return Err(Error::at(&path, error)),
+                Err(_) => return Ok(Verdict::Differs(at)),
+            }
+        }
+        Ok(Verdict::Sound)
+    }
+}
+
+/// Marks a record as used. Nobody depends on it: in a directory that is not
+/// writable nothing is evicted either.
+fn touch(record: &Path) {
+    let Ok(file) = File::open(record) else {
+        return;
+    };
+    let used = file.metadata().and_then(|metadata| metadata.modified());
+    let lately = |used: SystemTime| used.elapsed().is_ok_and(|since| since < USE);
+    if !used.is_ok_and(lately) {
+        let _ = file.set_modified(SystemTime::now());
+    }
+}

@@ -1,0 +1,110 @@
+//! `stfs warm`.
+
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::cache_options::CacheOptions;
+use super::conversions::{self, Conversion};
+use super::{Failure, say};
+use crate::cache::{Promotion, Store};
+
+/// Convert checkpoints ahead of time and keep them whole in the cache
+///
+/// Every mount with the same cache directory then shows them at native speed. What
+/// is there already is left as it is.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  stfs warm ./models
+  stfs warm /mnt/models/gpt2/model.safetensors")]
+pub struct Arguments {
+    /// Checkpoints, directories of them, or either in a mount
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    cache: CacheOptions,
+    /// Take the tensors below this dotted path of each checkpoint, such as `ema`
+    #[arg(long, value_name = "KEY")]
+    root: Option<String>,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0} of {1} could not be converted")]
+struct Incomplete(usize, usize);
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let mut work: Vec<(Store, Vec<Conversion>)> = Vec::new();
+    for path in &arguments.paths {
+        let found = conversions::find(path, arguments.root.as_deref())?;
+        let store = arguments.cache.store(found.cache_dir.as_deref())?;
+        work.push((store, found.conversions));
+    }
+    let all = || work.iter().flat_map(|(_, conversions)| conversions);
+    let (count, total) = (all().count(), all().map(|conversion| conversion.size).sum());
+    let bar = progress_bar(total, arguments.quiet);
+    let (mut failed, mut before) = (0, 0);
+    for (store, conversions) in &work {
+        for conversion in conversions {
+            bar.set_message(conversion.source.display().to_string());
+            match promote(store, conversion, |done| bar.set_position(before + done)) {
+                Ok(promotion) => tell(arguments.quiet, &bar, conversion, promotion),
+                Err(error) => {
+                    failed += 1;
+                    bar.suspend(|| say(format!("{}: {error}", conversion.source.display())));
+                }
+            }
+            before += conversion.size;
+            bar.set_position(before);
+        }
+    }
+    bar.finish_and_clear();
+    match failed {
+        0 => Ok(()),
+        _ => Err(Incomplete(failed, count).into()),
+    }
+}
+
+fn promote(
+    store: &Store,
+    conversion: &Conversion,
+    mut done: impl FnMut(u64),
+) -> Result<Promotion, Box<dyn std::error::Error>> {
+    let reader = conversion.view.reader(&conversion.node)?;
+    let mut step = |bytes| {
+        done(bytes);
+        ControlFlow::Continue(())
+    };
+    Ok(store.promote(&conversion.name, &conversion.source, &reader, &mut step)?)
+}
+
+fn tell(quiet: bool, bar: &ProgressBar, conversion: &Conversion, promotion: Promotion) {
+    let what = match promotion {
+        Promotion::Made => "converted",
+        Promotion::Already => "was there",
+    };
+    if !quiet {
+        bar.suspend(|| say(format!("{}: {what}", conversion.source.display())));
+    }
+}
+
+/// Bytes, rate and time left, where somebody sees them.
+fn progress_bar(total: u64, quiet: bool) -> ProgressBar {
+    let target = match !quiet && std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
+    let style = ProgressStyle::with_template(
+        "{wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left\n{wide_msg}",
+    );
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
