@@ -36,6 +36,8 @@ pub struct Plan {
     /// Bytes of tensors that are kept in memory.
     held: usize,
     size: u64,
+    /// Bytes of tensors that do not lie in the source as they are.
+    computed: u64,
 }
 
 /// A tensor of the converted file.
@@ -157,6 +159,11 @@ impl Plan {
         dropped.sort_unstable();
         Ok(Plan {
             size: header.len() as u64 + total,
+            computed: planned
+                .iter()
+                .filter(|tensor| matches!(tensor.data, Data::Gathered(_)))
+                .map(|tensor| tensor.len)
+                .sum(),
             header: header.into(),
             by_name: by_name(&planned),
             tensors: planned.into(),
@@ -191,12 +198,18 @@ impl Plan {
             beside: Box::default(),
             held: 0,
             size: source_size,
+            computed: 0,
         }
     }
 
     /// Bytes of the converted file.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether most bytes have to be put together or decoded when they are read.
+    pub fn is_computed(&self) -> bool {
+        self.computed > self.size / 2
     }
 
     pub fn header(&self) -> &[u8] {

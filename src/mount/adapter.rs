@@ -118,12 +118,27 @@ impl Adapter {
         }
     }
 
-    fn read(&self, inode: INodeNo, handle: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+    fn read(
+        &self,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        flags: OpenFlags,
+        reply: ReplyData,
+    ) {
         let Some(file) = self.files.get(handle) else {
             return reply.error(Errno::EBADF);
         };
         match file.read(offset, size as usize) {
-            Ok(Bytes::Mapped(bytes)) => reply.data(bytes),
+            Ok(Bytes::Mapped(bytes)) => {
+                let len = bytes.len() as u64;
+                reply.data(bytes);
+                // Direct reads leave nothing in the page cache of the mount.
+                if flags.0 & libc::O_DIRECT == 0 {
+                    file.passed(offset, len);
+                }
+            }
             Ok(Bytes::Owned(bytes)) => reply.data(&bytes),
             Err(error) => reply.error(failed("read", inode, &error)),
         }
@@ -260,11 +275,13 @@ impl Filesystem for Adapter {
         handle: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        answer("read", || self.read(inode, handle, offset, size, reply));
+        answer("read", || {
+            self.read(inode, handle, offset, size, flags, reply);
+        });
     }
 
     /// A descriptor is closed.

@@ -3,11 +3,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use memmap2::{Mmap, MmapOptions};
+use memmap2::{Mmap, MmapOptions, UncheckedAdvice};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 mod metadata;
 
@@ -154,6 +156,28 @@ impl Source {
         match slice {
             Some(slice) => Ok(Bytes::Mapped(slice)),
             None => Ok(Bytes::Owned(self.read_at(offset, len as u64)?)),
+        }
+    }
+
+    /// Lets the page cache forget the bytes of `stretch`. Those that other processes
+    /// have mapped stay.
+    pub fn let_go(&self, stretch: Range<u64>) {
+        let len = stretch.end.saturating_sub(stretch.start);
+        if let Some(Some(mapping)) = self.mapping.get()
+            && let (Ok(start), Ok(len)) = (usize::try_from(stretch.start), usize::try_from(len))
+        {
+            // SAFETY: the mapping is of a file and never written to: what is taken
+            // out of it is there again at the next access.
+            let advised =
+                unsafe { mapping.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
+            if advised.is_err() {
+                return;
+            }
+        }
+        if let (Ok(start), Ok(len)) = (i64::try_from(stretch.start), i64::try_from(len)) {
+            let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            // Whether it is done makes no difference to what is read.
+            let _ = posix_fadvise(&self.file, start, len, advice);
         }
     }
 

@@ -2,16 +2,16 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
+use super::behind::Behind;
 use super::node::{Origin, Text};
 use super::promoter::{Promote, Promoter};
 use super::reading::Reading;
 use super::usage::{Opened, Tier, Usage};
 use super::{Error, Result};
 use crate::cache::Kept;
-use crate::convert::{Data, Planned, Reader};
+use crate::convert::{Data, Planned, Reader, Stretch};
 use crate::source::{Bytes, Source};
 
 /// A file open for reading. Reads may run from many threads at once.
@@ -21,7 +21,7 @@ pub(super) enum Open {
     Plain(Source, Opened),
     Converted(Box<Converted>),
     Kept(Kept, Opened),
-    Tensor(Reader, usize, Opened),
+    Tensor(Box<Tensor>),
     /// Bytes from the start of the kept file, and bytes.
     KeptTensor(Kept, u64, u64, Opened),
     Text(Arc<Text>),
@@ -31,9 +31,63 @@ pub(super) enum Open {
 pub(super) struct Converted {
     reader: Reader,
     opened: Opened,
-    origin: Arc<Origin>,
     reading: Reading,
+    behind: Behind,
+    promotion: Promotion,
+}
+
+/// A tensor of one.
+pub(super) struct Tensor {
+    reader: Reader,
+    index: usize,
+    opened: Opened,
+    promotion: Promotion,
+}
+
+/// How an open file comes to be promoted, if it does.
+pub(super) struct Promotion {
+    origin: Arc<Origin>,
+    /// None when nothing is.
     promoter: Option<Arc<Promoter>>,
+}
+
+impl Promotion {
+    pub fn new(origin: &Arc<Origin>, promoter: Option<&Arc<Promoter>>) -> Promotion {
+        let promoter = promoter.filter(|promoter| promoter.policy() != Promote::Never);
+        Promotion {
+            origin: origin.clone(),
+            promoter: promoter.cloned(),
+        }
+    }
+
+    fn want(&self) {
+        if let Some(promoter) = &self.promoter {
+            promoter.want(&self.origin);
+        }
+    }
+}
+
+impl Tensor {
+    pub fn new(reader: Reader, index: usize, opened: Opened, promotion: Promotion) -> Tensor {
+        Tensor {
+            reader,
+            index,
+            opened,
+            promotion,
+        }
+    }
+
+    fn read(&self, offset: u64, len: usize) -> Result<Bytes<'_>> {
+        let plan = self.reader.plan();
+        let tensor = plan.tensors().get(self.index);
+        if plan.is_computed()
+            && tensor.is_some_and(|tensor| matches!(tensor.data, Data::Gathered(_)))
+        {
+            // What is computed now is not to be computed again.
+            self.promotion.want();
+        }
+        Ok(self.reader.read_tensor(self.index, offset, len)?)
+    }
 }
 
 impl OpenFile {
@@ -47,18 +101,15 @@ impl OpenFile {
         usage: &Arc<Usage>,
         promoter: Option<&Arc<Promoter>>,
     ) -> OpenFile {
-        let promoter = promoter.filter(|promoter| promoter.policy() != Promote::Never);
-        if let Some(promoter) = promoter
-            && promoter.policy() == Promote::Always
-        {
-            promoter.want(origin);
+        let promotion = Promotion::new(origin, promoter);
+        if promoter.is_some_and(|promoter| promoter.policy() == Promote::Always) {
+            promotion.want();
         }
-        let path: Arc<Path> = origin.path.clone();
         OpenFile(Open::Converted(Box::new(Converted {
-            opened: usage.opened(path, Tier::Stream),
-            origin: origin.clone(),
+            opened: usage.opened(origin.path.clone(), Tier::Stream),
             reading: Reading::new(reader.plan().size()),
-            promoter: promoter.cloned(),
+            behind: Behind::default(),
+            promotion,
             reader,
         })))
     }
@@ -81,13 +132,20 @@ impl OpenFile {
 
     /// Whether it is worth knowing when a descriptor of the file is closed.
     pub fn minds_close(&self) -> bool {
-        matches!(&self.0, Open::Converted(converted) if converted.promoter.is_some())
+        matches!(&self.0, Open::Converted(converted) if converted.promotion.promoter.is_some())
     }
 
     /// A descriptor of the file was closed. It may still be mapped.
     pub fn closed(&self) {
         if let Open::Converted(converted) = &self.0 {
             converted.reading.close();
+        }
+    }
+
+    /// The page cache of the mount has got these bytes, which were read from here.
+    pub fn passed(&self, offset: u64, len: u64) {
+        if let Open::Converted(converted) = &self.0 {
+            converted.passed(offset, len);
         }
     }
 
@@ -130,9 +188,7 @@ impl OpenFile {
                 read_kept(kept, 0, kept.source().size(), offset, len)?,
                 opened,
             ),
-            Open::Tensor(reader, index, opened) => {
-                (reader.read_tensor(*index, offset, len)?, opened)
-            }
+            Open::Tensor(tensor) => (tensor.read(offset, len)?, &tensor.opened),
             Open::KeptTensor(kept, start, size, opened) => {
                 (read_kept(kept, *start, *size, offset, len)?, opened)
             }
@@ -152,13 +208,24 @@ impl OpenFile {
 impl Converted {
     fn read(&self, offset: u64, len: usize) -> Result<Bytes<'_>> {
         let bytes = self.reader.read(offset, len)?;
-        if let Some(promoter) = &self.promoter {
+        if let Some(promoter) = &self.promotion.promoter {
             promoter.note_read();
-            if self.reading.note(offset, bytes.len() as u64).is_some() {
-                promoter.want(&self.origin);
+            let used = self.reading.note(offset, bytes.len() as u64).is_some();
+            let plan = self.reader.plan();
+            let computed =
+                || plan.is_computed() && offset + bytes.len() as u64 > plan.header().len() as u64;
+            if used || computed() {
+                self.promotion.want();
             }
         }
         Ok(bytes)
+    }
+
+    /// The page cache has these bytes now, and need not have them twice.
+    fn passed(&self, offset: u64, len: u64) {
+        if let Stretch::Lying { from, len } = self.reader.stretch(offset, len) {
+            self.behind.pass(self.reader.source(), from, len);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The tree a mount shows: directories, files shown as they are, converted
 //! checkpoints, and directories of raw tensors. Plain types, no FUSE.
 
+mod behind;
 mod control;
 mod directory;
 mod facts;
@@ -32,7 +33,7 @@ pub use promoter::Promote;
 use crate::cache::{Background, Directory, Limit, Name, Recent, Store};
 use crate::convert::Reader;
 use crate::source::{self, Identity, Metadata, Source};
-use file::Open;
+use file::{Open, Promotion, Tensor};
 use node::{Origin, Place, TensorSet};
 use promoter::Promoter;
 use scan::Scan;
@@ -271,7 +272,10 @@ impl View {
             return Ok(Open::KeptTensor(kept, tensor.start, tensor.len, opened));
         }
         let opened = self.opened(&origin.path, Tier::Stream);
-        Ok(Open::Tensor(self.sources.reader(origin)?, index, opened))
+        let promotion = Promotion::new(origin, self.promoter.as_ref());
+        let reader = self.sources.reader(origin)?;
+        let tensor = Tensor::new(reader, index, opened, promotion);
+        Ok(Open::Tensor(Box::new(tensor)))
     }
 
     fn opened(&self, path: &Arc<Path>, tier: Tier) -> Opened {
