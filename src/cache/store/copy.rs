@@ -81,11 +81,11 @@ impl<'a> Copy<'a> {
             let source = self.reader.source().file();
             let (input, output) = (Some(&mut input), Some(&mut output));
             match copy_file_range(source, input, self.file(), output, len as usize) {
-                // The source ends too early: reading it says what happened.
-                Ok(0) => break,
+                // The source ends too early or cannot be read: reading says what it is.
+                Ok(0) | Err(Errno::EIO) => break,
                 Ok(copied) => return Ok(copied as u64),
                 Err(Errno::EINTR) => {}
-                Err(error @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EIO)) => {
+                Err(error @ (Errno::ENOSPC | Errno::EDQUOT)) => {
                     return Err(self.failed(error));
                 }
                 // Not between these two files, or not here at all.

@@ -30,7 +30,8 @@ impl Inventory {
         })?;
         entries(&directory.incoming(), |entry, metadata| {
             let name = text(entry).and_then(|name| Name::from_hex(&name));
-            if let Some(name) = name.filter(|name| directory.incoming_file(name) == entry.path()) {
+            let name = name.filter(|name| directory.incoming_file(name) == entry.path());
+            if let Some(name) = name.filter(|_| metadata.is_file()) {
                 inventory.incoming.insert(name, metadata.len());
             }
         })?;

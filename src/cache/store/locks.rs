@@ -51,12 +51,25 @@ fn exclude(file: &File) -> io::Result<bool> {
     }
 }
 
-fn options() -> OpenOptions {
+fn options(write: bool) -> OpenOptions {
     let mut options = OpenOptions::new();
-    // Network file systems want to write before they lock.
-    options.read(true).write(true).mode(0o600);
+    options.read(true).write(write).mode(0o600);
     options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     options
+}
+
+/// Opens and locks what is there already. For writing only where that is needed: an
+/// overlay copies the whole file then.
+fn open_exclusive(path: &Path) -> io::Result<Option<File>> {
+    let file = options(false).open(path)?;
+    match exclude(&file) {
+        // A network file system.
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
+            let file = options(true).open(path)?;
+            Ok(exclude(&file)?.then_some(file))
+        }
+        locked => Ok(locked?.then_some(file)),
+    }
 }
 
 /// A file that its path leads to, locked against everybody else.
@@ -75,14 +88,12 @@ pub enum Attempt {
 
 impl Held {
     pub fn existing(path: &Path) -> io::Result<Attempt> {
-        let file = match options().open(path) {
-            Ok(file) => file,
+        let file = match open_exclusive(path) {
+            Ok(Some(file)) => file,
+            Ok(None) => return Ok(Attempt::InUse),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Attempt::Missing),
             Err(error) => return Err(error),
         };
-        if !exclude(&file)? {
-            return Ok(Attempt::InUse);
-        }
         // Another may have removed it while this one waited for nothing.
         if !leads_to(path, &file)? {
             return Ok(Attempt::Missing);
@@ -113,7 +124,7 @@ impl Claim {
     /// None while another has it.
     pub fn take(path: &Path) -> io::Result<Option<Claim>> {
         for _ in 0..ATTEMPTS {
-            let file = options().create(true).truncate(false).open(path)?;
+            let file = options(true).create(true).truncate(false).open(path)?;
             if !exclude(&file)? {
                 return Ok(None);
             }

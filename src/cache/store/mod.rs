@@ -42,7 +42,16 @@ const CHUNK: usize = 4 << 20;
 pub struct Store {
     pub(super) directory: Directory,
     pub(super) limit: Limit,
-    pub(super) verified: Recent<Name, Identity>,
+    verified: Recent<Name, Verified>,
+    /// Files that were complained about.
+    flawed: Recent<Name, ()>,
+}
+
+/// A file and its record as they were when they fitted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Verified {
+    data: Identity,
+    record: Identity,
 }
 
 /// A converted file of the store, open. It stays where it is while this lives,
@@ -118,6 +127,7 @@ impl Store {
             directory,
             limit,
             verified: Recent::new(VERIFIED),
+            flawed: Recent::new(VERIFIED),
         }
     }
 
@@ -132,13 +142,17 @@ impl Store {
             Ok(kept) => return kept,
             Err(flaw) => flaw,
         };
-        match flaw {
-            Flaw::Unreadable(error) => log::warn!("{}: {error}", path.display()),
+        let what = match flaw {
+            Flaw::Unreadable(error) => error.to_string(),
             Flaw::Damaged(what) => {
-                let path = path.display();
-                log::warn!("{path}: {what}. It is removed, and made again when needed");
                 self.discard(name);
+                format!("{what}. It is removed, and made again when needed")
             }
+        };
+        // What cannot be removed is found again at every look.
+        if self.flawed.get(name).is_none() {
+            self.flawed.put(*name, ());
+            log::warn!("{}: {what}", path.display());
         }
         None
     }
@@ -167,28 +181,31 @@ impl Store {
                 _ => Ok(None),
             };
         }
-        self.verified.put(*name, now);
         let record = self.directory.record(name);
         touch(&record);
         Ok(Some(Kept { source, record }))
     }
 
     /// Which file [`Store::find`] would open, as far as can be told without opening
-    /// it.
+    /// it. Cheap enough for every lookup.
     pub fn peek(&self, name: &Name) -> Option<Identity> {
-        let there = fs::symlink_metadata(self.directory.file(name)).ok();
-        let there = there.map(|metadata| Metadata::from(metadata).identity);
-        let known = self.verified.get(name);
-        if known.is_some() && known == there {
-            let recorded = fs::symlink_metadata(self.directory.record(name)).is_ok();
-            return known.filter(|_| recorded);
+        let identity = |path: &Path| {
+            let metadata = fs::symlink_metadata(path).ok()?;
+            Some(Metadata::from(metadata).identity)
+        };
+        // Most are not there: this is all that it takes to know.
+        let now = Verified {
+            record: identity(&self.directory.record(name))?,
+            data: identity(&self.directory.file(name))?,
+        };
+        if self.verified.get(name) == Some(now) {
+            return Some(now.data);
         }
-        let there = there?;
         match Record::load(&self.directory, name) {
             Ok(None) => None,
-            Ok(Some(record)) if record.stamp == Stamp::from(&there) => {
-                self.verified.put(*name, there);
-                Some(there)
+            Ok(Some(record)) if record.stamp == Stamp::from(&now.data) => {
+                self.verified.put(*name, now);
+                Some(now.data)
             }
             // Says what is wrong with it.
             _ => self.find(name).map(|kept| *kept.identity()),
@@ -199,7 +216,7 @@ impl Store {
     fn discard(&self, name: &Name) {
         let record = self.directory.record(name);
         if let Err(error) = remove(&record) {
-            log::warn!("{}: {error}", record.display());
+            log::debug!("{}: {error}", record.display());
         }
         // The rest goes with the leftovers when it does not go now.
         if let Ok(Attempt::Held(held)) = Held::existing(&self.directory.file(name)) {
@@ -244,13 +261,13 @@ impl Store {
         let inventory = Inventory::take(&self.directory)?;
         let items = inventory.by_use().into_iter().filter_map(|(name, size)| {
             let record = Record::load(&self.directory, &name).ok()??;
-            let file = File::open(self.directory.file(&name)).ok()?;
+            let attempt = Held::existing(&self.directory.file(&name));
             Some(Item {
                 name,
                 source: record.source,
                 size,
                 last_used: *inventory.records.get(&name)?,
-                in_use: file.try_lock().is_err(),
+                in_use: matches!(attempt, Ok(Attempt::InUse)),
             })
         });
         Ok(items.collect())

@@ -1,7 +1,7 @@
 //! How a converted file gets into the store: written under another name, checked,
 //! and given its own when it is whole and on the disk.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::locks::{Attempt, Claim, Held, leads_to, remove, share};
 use super::record::{Record, Stamp};
 use crate::cache::directory::{Name, make};
 use crate::convert::Reader;
-use crate::source::Metadata;
+use crate::source::{Metadata, Source};
 
 /// What came of a promotion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +75,8 @@ impl Store {
     fn is_busy(&self, name: &Name) -> Result<bool, Error> {
         let path = self.directory.file(name);
         let failed = |error| Error::at(&path, error);
-        match File::open(&path) {
-            Ok(file) => Ok(!share(&file).map_err(failed)?),
+        match Source::open(&path) {
+            Ok(file) => Ok(!share(file.file()).map_err(failed)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(failed(error)),
         }
@@ -105,9 +105,7 @@ impl Store {
                 stamp: Stamp::from(&identity),
             };
             let place = self.directory.record(name);
-            self.directory.write_durably(&place, &[&record.encode()])?;
-            self.verified.put(*name, identity);
-            Ok(())
+            self.directory.write_durably(&place, &[&record.encode()])
         };
         done().map_err(|error| {
             if leads_to(&path, claim.file()).unwrap_or(false) {

@@ -74,12 +74,9 @@ impl Store {
                 break;
             }
             let path = self.directory.file(&name);
-            match Held::existing(&path).map_err(|error| Error::at(&path, error))? {
-                Attempt::Held(held) => {
-                    victims.push((name, held));
-                    freed = freed.saturating_add(size);
-                }
-                Attempt::InUse | Attempt::Missing => {}
+            if let Ok(Attempt::Held(held)) = Held::existing(&path) {
+                victims.push((name, held));
+                freed = freed.saturating_add(size);
             }
         }
         if freed < lacks {
