@@ -19,6 +19,9 @@ use crate::checkpoint::{Cause, Content, Refusal};
 use crate::convert::names;
 use crate::source::Metadata;
 
+/// Names that are looked at by one thread.
+const FEW: usize = 32;
+
 const REFUSED: &str = ".refused.txt";
 pub(super) const TENSORS: &str = ".tensors";
 
@@ -62,11 +65,12 @@ impl View {
     pub(super) fn children(&self, directory: &Real) -> Result<Vec<(OsString, Node)>> {
         let metadata = self.enter(directory)?;
         let scan = self.scan(&directory.path, &metadata)?;
-        let claims: Vec<Vec<Claim>> = scan
-            .names()
-            .par_iter()
-            .map(|name| self.claims(&directory.path, &scan, name))
-            .collect::<Result<_>>()?;
+        let claims_of = |name: &OsString| self.claims(&directory.path, &scan, name);
+        let claims: Vec<Vec<Claim>> = match scan.names().len() {
+            // Other threads would cost more than they do.
+            0..FEW => scan.names().iter().map(claims_of).collect::<Result<_>>(),
+            _ => scan.names().par_iter().map(claims_of).collect(),
+        }?;
         let mut claims: Vec<Claim> = claims.into_iter().flatten().collect();
         claims.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
         claims.dedup_by(|later, earlier| later.0 == earlier.0);
