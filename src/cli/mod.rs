@@ -30,7 +30,8 @@ use crate::source::{self, Bytes};
 ///
 /// `stfs mount` shows a model directory in which every pickle checkpoint (.bin,
 /// .pt, .pth, .ckpt) has already become a .safetensors file and every tensor is a
-/// file of its own. Nothing is written, and no code of a checkpoint ever runs.
+/// file of its own. The model directory is never written to, and no code of a
+/// checkpoint ever runs.
 #[derive(Parser)]
 #[command(
     name = "stfs",

@@ -3,6 +3,8 @@
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -33,6 +35,15 @@ pub struct Arguments {
     #[arg(short, long)]
     quiet: bool,
 }
+
+/// Longer than a file can be new.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "is being written, or was changed in the future by the clock of this machine. Try again later"
+)]
+struct Unsettled;
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0} of {1} could not be converted")]
@@ -75,6 +86,15 @@ fn promote(
     conversion: &Conversion,
     mut done: impl FnMut(u64),
 ) -> Result<Promotion, Box<dyn std::error::Error>> {
+    // What is kept of a file that was written just now could not be told from what
+    // is written into it next.
+    let since = Instant::now();
+    while !conversion.view.is_settled(&conversion.node) {
+        if since.elapsed() > PATIENCE {
+            return Err(Unsettled.into());
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
     let reader = conversion.view.reader(&conversion.node)?;
     let mut step = |bytes| {
         done(bytes);

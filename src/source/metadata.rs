@@ -32,14 +32,14 @@ impl Identity {
     }
 
     /// Whether whatever is done to the file from now on gives it another identity:
-    /// its last change is long enough ago by the clock of this machine. What is to
+    /// its last change, which no program can set, is long enough ago by the clock of
+    /// this machine. What is to
     /// be kept for long under an identity is read only after this.
     pub fn is_settled(&self) -> bool {
-        let changed = self.changed.max(self.modified);
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
-        let age = i64::try_from(now.as_secs()).map(|now| now.checked_sub(changed.0));
+        let age = i64::try_from(now.as_secs()).map(|now| now.checked_sub(self.changed.0));
         matches!(age, Ok(Some(age)) if age > SETTLED.as_secs() as i64)
     }
 

@@ -287,6 +287,12 @@ impl View {
         Some(self.sources.kept_name(node.origin()?))
     }
 
+    /// Whether the checkpoint behind a converted file has been as it is for long enough
+    /// that no change of it could go unseen.
+    pub fn is_settled(&self, node: &Node) -> bool {
+        node.origin().is_none_or(|origin| origin.key.is_settled())
+    }
+
     /// Converts the checkpoint behind `node` anew, whether it is kept or not.
     ///
     /// # Errors

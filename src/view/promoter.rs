@@ -31,7 +31,9 @@ pub enum Promote {
 /// How long nobody may have read anything before a promotion goes on ...
 const QUIET: Duration = Duration::from_millis(200);
 /// ... unless it has waited this long for its next few megabytes.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the end waits for a promotion to tidy up.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// How long a promotion that failed is not tried again.
 const RETRY: Duration = Duration::from_secs(300);
 /// How old a source has to be: a younger one may still change without a trace.
@@ -117,7 +119,7 @@ impl Promoter {
     pub fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
         let from = Instant::now();
-        while !lock(&self.pending).is_empty() && from.elapsed() < PATIENCE {
+        while !lock(&self.pending).is_empty() && from.elapsed() < FAREWELL {
             thread::sleep(QUIET / 20);
         }
     }
@@ -146,7 +148,9 @@ impl Promoter {
             }
             Err(Failure::View(error)) => debug!("{source}: not promoted: {error}"),
         }
-        lock(&self.failed).insert(*name, Instant::now());
+        let mut failed = lock(&self.failed);
+        failed.retain(|_, at| at.elapsed() < RETRY);
+        failed.insert(*name, Instant::now());
     }
 
     fn try_promote(&self, name: &Name, origin: &Origin) -> Result<Promotion, Failure> {

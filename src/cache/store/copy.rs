@@ -31,7 +31,7 @@ impl<'a> Copy<'a> {
             reader,
             claim,
             buffer: Vec::new(),
-            by_kernel: true,
+            by_kernel: saves_a_copy(claim.file()),
         }
     }
 
@@ -45,7 +45,8 @@ impl<'a> Copy<'a> {
         self.allocate(size)?;
         let mut at = 0;
         while at < size {
-            at += match self.reader.stretch(at, CHUNK) {
+            // Whole chunks of the copy lie in the largest folios there are.
+            at += match self.reader.stretch(at, CHUNK - at % CHUNK) {
                 Stretch::Lying { from, len } => self.copy(from, at, len)?,
                 Stretch::Made { len } => self.write(at, len)?,
             };
@@ -180,6 +181,29 @@ impl<'a> Copy<'a> {
         let path = self.claim.path().to_path_buf();
         Error::Damaged { path, what }
     }
+}
+
+/// Whether the file system of `file` can copy without moving the bytes: by sharing
+/// them, or on its server. On the others copy_file_range moves them page by page,
+/// and leaves them in the page cache in single pages: the copy is made in half the
+/// time, and every load of it takes an eighth longer.
+fn saves_a_copy(file: &File) -> bool {
+    use nix::sys::statfs::{
+        BTRFS_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, OCFS2_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs,
+    };
+    /// linux/magic.h: `SMB2_SUPER_MAGIC`, `CEPH_SUPER_MAGIC`, and bcachefs' `BCACHEFS_STATFS_MAGIC`.
+    const OTHERS: [u32; 3] = [0xfe53_4d42, 0x00c3_6400, 0xca45_1a4e];
+    let sharing = [
+        BTRFS_SUPER_MAGIC,
+        XFS_SUPER_MAGIC,
+        OCFS2_SUPER_MAGIC,
+        NFS_SUPER_MAGIC,
+    ];
+    fstatfs(file).is_ok_and(|fs| {
+        let FsType(kind) = fs.filesystem_type();
+        sharing.iter().any(|FsType(known)| kind == *known)
+            || OTHERS.iter().any(|known| kind as u32 == *known)
+    })
 }
 
 /// As system calls have it.
