@@ -8,7 +8,7 @@
 //! pickle      bytes -> inert objects; nothing is resolved, imported or called
 //! checkpoint  file -> named tensors and where their bytes lie
 //! convert     named tensors -> safetensors header and segments; file names
-//! cache       plans kept, each made once
+//! cache       plans, each made once, and converted files; kept for the next process
 //! view        the tree a mount shows
 //! mount       that tree in the kernel's terms
 //! cli         the commands

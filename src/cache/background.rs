@@ -32,6 +32,19 @@ impl Background {
         Background(sender)
     }
 
+    /// Has memory that was freed, and that the allocator keeps, given back to the
+    /// system.
+    pub fn trim(&self) {
+        self.add(|| {
+            // SAFETY: no preconditions; it is glibc's own, which other C libraries
+            // neither have nor need.
+            #[cfg(target_env = "gnu")]
+            unsafe {
+                libc::malloc_trim(0);
+            }
+        });
+    }
+
     /// Whether `job` will be done.
     pub fn add(&self, job: impl FnOnce() + Send + 'static) -> bool {
         self.0.send(Box::new(job)).is_ok()

@@ -12,7 +12,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -99,8 +99,18 @@ impl Directory {
     }
 
     /// Takes `root` for a cache directory, and makes it if it is missing.
+    ///
+    /// # Errors
+    /// Others may write to it: what is in it is believed.
     pub fn open(root: &Path) -> io::Result<Directory> {
         make(root)?;
+        let metadata = fs::metadata(root)?;
+        let owner = metadata.uid();
+        if metadata.mode() & 0o022 != 0 || owner != 0 && owner != nix::unistd::geteuid().as_raw() {
+            let what = "other users may write to it, and could put their own bytes into models. \
+                        Name another one, or take their right away with chmod go-w";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+        }
         let directory = Directory {
             root: root.canonicalize()?,
         };

@@ -43,8 +43,13 @@ use usage::{Opened, Tier, Usage};
 
 /// Directories whose names are remembered.
 const SCANS: NonZeroUsize = NonZeroUsize::new(128).unwrap();
+/// Bytes of plans whose making leaves much memory behind.
+const LARGE: u64 = 4 << 20;
 /// Sharded checkpoints whose tensors are kept in order: eight bytes for each.
 const MERGED: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+
+/// What the names of all extended attributes begin with.
+pub const XATTRS: &str = "user.stfs.";
 
 /// Whether `X.tensors/` directories are part of the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -174,7 +179,7 @@ impl View {
             return Err(Error::NotFound);
         }
         match &dir.key.0 {
-            Place::Directory(real) => match self.child(real, name) {
+            Place::Directory(real) => match self.trimming(|| self.child(real, name)) {
                 Err(Error::NotFound) if name == control::NAME && *real.path == *self.source() => {
                     self.control()
                 }
@@ -192,7 +197,10 @@ impl View {
     /// All children of `dir`, as of now, by name, without `.` and `..`.
     pub fn list(&self, dir: &Node) -> Result<Listing> {
         match &dir.key.0 {
-            Place::Directory(real) => Ok(Listing(Children::Source(self.children(real)?))),
+            Place::Directory(real) => {
+                let children = self.trimming(|| self.children(real))?;
+                Ok(Listing(Children::Source(children)))
+            }
             Place::Control => Ok(Listing(Children::Source(self.control_files()?))),
             Place::Tensors(set) => Ok(Listing(Children::Tensors(TensorListing::open(
                 &self.sources,
@@ -200,6 +208,18 @@ impl View {
             )?))),
             _ => Err(Error::NotADirectory),
         }
+    }
+
+    /// Does `work`, which may make plans, and cleans up behind large ones.
+    fn trimming<T>(&self, work: impl FnOnce() -> T) -> T {
+        let before = self.usage.planned.get();
+        let done = work();
+        if let Some(promoter) = &self.promoter
+            && self.usage.planned.get() - before > LARGE
+        {
+            promoter.trim();
+        }
+        done
     }
 
     /// Attributes as of now for directories and files shown as they are; as of
@@ -219,6 +239,10 @@ impl View {
     /// Opens a file for reading. [`Error::Stale`] when the source behind it
     /// changed.
     pub fn open(&self, node: &Node) -> Result<OpenFile> {
+        self.trimming(|| self.open_now(node))
+    }
+
+    fn open_now(&self, node: &Node) -> Result<OpenFile> {
         let open = match &node.key.0 {
             Place::Directory(_) | Place::Tensors(_) | Place::Control => {
                 return Err(Error::IsADirectory);

@@ -314,6 +314,11 @@ impl Sources {
             }
         });
         from.add(1);
+        if let Ok(Ok(plan)) = &outcome
+            && !std::ptr::eq(from, &self.usage.plans_from_memory)
+        {
+            self.usage.planned.add(plan.weight() as u64);
+        }
         outcome
     }
 

@@ -52,6 +52,8 @@ pub struct Usage {
     pub plans_from_memory: Count,
     pub plans_from_records: Count,
     pub plans_made: Count,
+    /// Bytes of memory that all plans took that were made or loaded.
+    pub planned: Count,
     pub promotions: Count,
     pub promotions_failed: Count,
     open: Mutex<Open>,

@@ -9,7 +9,10 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import oracle
 import pytest
@@ -374,7 +377,7 @@ def tmpfs(path, options):
 
 
 def test_cache_on_a_file_system_that_fills_up(cache, model, wanted):
-    with tmpfs(cache.path, "size=3m"), cache.mounted(model.parent, "--promote", "always") as mount:
+    with tmpfs(cache.path, "size=3m,mode=700"), cache.mounted(model.parent, "--promote", "always") as mount:
         shown = mount / "model.safetensors"
         assert read_mapped(shown) == wanted
         wait_for(lambda: status(mount)["promotions"]["failed"] == 1)
@@ -384,13 +387,13 @@ def test_cache_on_a_file_system_that_fills_up(cache, model, wanted):
 
 
 def test_cache_on_tmpfs(cache, model, wanted):
-    with tmpfs(cache.path, "size=64m"), cache.mounted(model.parent, "--promote", "always") as mount:
+    with tmpfs(cache.path, "size=64m,mode=700"), cache.mounted(model.parent, "--promote", "always") as mount:
         read_mapped(mount / "model.safetensors")
         assert read_mapped(promoted(mount / "model.safetensors")) == wanted
 
 
 def test_cache_on_overlayfs(cache, model, wanted, tmp_path):
-    with tmpfs(tmp_path / "layers", "size=64m") as layers:
+    with tmpfs(tmp_path / "layers", "size=64m,mode=700") as layers:
         for name in ("lower", "upper", "work"):
             (layers / name).mkdir()
         cache.path.mkdir()
@@ -419,7 +422,7 @@ def test_cache_directory_deleted_while_mounted(cache, model, wanted):
 
 
 def test_cache_directory_made_read_only(cache, model, wanted):
-    with tmpfs(cache.path, "size=64m"), cache.mounted(model.parent, "--promote", "always") as mount:
+    with tmpfs(cache.path, "size=64m,mode=700"), cache.mounted(model.parent, "--promote", "always") as mount:
         subprocess.run(["mount", "-o", "remount,ro", cache.path], check=True)
         shown = mount / "model.safetensors"
         assert read_mapped(shown) == wanted
@@ -488,9 +491,82 @@ def test_a_changed_source_is_never_served_from_the_cache(cache, tmp_path):
             assert file.read() == old
 
 
+def test_a_cache_directory_that_others_may_write_to_is_not_used(cache, model, wanted):
+    cache.path.mkdir()
+    cache.path.chmod(0o777)
+    with cache.mounted(model.parent, "--promote", "always") as mount:
+        assert read_mapped(mount / "model.safetensors") == wanted
+        assert status(mount)["cache"] is None
+    assert not list(cache.path.iterdir())
+    assert "chmod go-w" in cache.run("cache status", check=False).stderr
+
+
 def test_private(cache, model):
     cache.warm(model)
     for path in [cache.path, *cache.path.rglob("*")]:
         mode = path.stat().st_mode & 0o777
         assert mode == (0o700 if path.is_dir() else 0o600), path
     assert (cache.path / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+
+
+NOBODY = 65534
+
+# In a mount namespace of its own; $1 is an empty directory, the rest the command.
+OPEN_TO_ALL = """
+mknod "$1/fuse" c 10 229 && chmod 666 "$1/fuse" && mount --bind "$1/fuse" /dev/fuse || exit 77
+shift; exec "$@"
+"""
+
+
+def run_where_fuse_is_open_to_all(test):
+    if os.environ.get("STFS_NAMESPACE"):
+        pytest.skip("/dev/fuse stays closed to ordinary users")
+    with tempfile.TemporaryDirectory() as directory:
+        command = ["unshare", "--mount", "sh", "-c", OPEN_TO_ALL, "sh", directory]
+        command += [sys.executable, "-m", "pytest", "-q", f"{__file__}::{test}"]
+        environment = {**os.environ, "STFS_NAMESPACE": "1"}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode == 77:
+        pytest.skip(f"no namespace with an open /dev/fuse: {result.stderr}")
+    assert "1 passed" in result.stdout, result.stdout + result.stderr
+
+
+def test_an_ordinary_user_has_the_cache_without_passthrough(stfs, mounted):
+    """Through fusermount3 and without CAP_SYS_ADMIN: what is promoted is read through the background process."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root; all other tests have run as an ordinary one")
+    if not shutil.which("fusermount3"):
+        pytest.skip("fusermount3 is missing (package fuse3)")
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        run_where_fuse_is_open_to_all("test_an_ordinary_user_has_the_cache_without_passthrough")
+        return
+    with tempfile.TemporaryDirectory(prefix="stfs-nobody-", dir="/tmp") as directory:
+        place = Path(directory)
+        model = settled(place / "model" / "m.pt", tensors(30))
+        expected = save(torch.load(model), {"format": "pt"})
+        program = place / "stfs"
+        shutil.copy(stfs.binary, program)
+        point, kept = place / "mount", place / "cache"
+        point.mkdir()
+        for path in [place, *place.rglob("*")]:
+            os.chown(path, NOBODY, NOBODY)
+
+        def run(*command):
+            words = list(map(str, command))
+            result = subprocess.run(words, user=NOBODY, group=NOBODY, capture_output=True, timeout=60)
+            assert result.returncode == 0, (words, result.stderr)
+            return result.stdout
+
+        options = ["--cache-dir", kept, "--cache-size", "1G", "--promote", "always"]
+        run(program, "mount", *options, place / "model", point)
+        try:
+            shown = point / "m.safetensors"
+            assert run("cat", shown) == expected
+            tier_of = (sys.executable, "-c", f"import os; print(os.getxattr({str(shown)!r}, 'user.stfs.tier').decode())")
+            wait_for(lambda: run(*tier_of) == b"promoted\n")
+            assert run("cat", shown) == expected
+            found = json.loads(run(program, "status", "--json", point))
+            # The kernel did not read it by itself.
+            assert found["served_bytes"]["promoted"] >= len(expected)
+        finally:
+            run(program, "umount", point)

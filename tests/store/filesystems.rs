@@ -104,14 +104,14 @@ fn on_the_file_system_of_temporary_files() {
 
 #[test]
 fn on_tmpfs() {
-    if let Some(mounted) = Mounted::tmpfs("size=64m") {
+    if let Some(mounted) = Mounted::tmpfs("size=64m,mode=700") {
         works_in(mounted.path());
     }
 }
 
 #[test]
 fn on_overlayfs() {
-    let Some(mounted) = Mounted::tmpfs("size=64m") else {
+    let Some(mounted) = Mounted::tmpfs("size=64m,mode=700") else {
         return;
     };
     if let Some(merged) = mounted.overlay() {
@@ -122,7 +122,7 @@ fn on_overlayfs() {
 /// The lower layer has a cache already, as images of containers may have.
 #[test]
 fn a_cache_in_the_lower_layer() {
-    let Some(mounted) = Mounted::tmpfs("size=64m") else {
+    let Some(mounted) = Mounted::tmpfs("size=64m,mode=700") else {
         return;
     };
     let elsewhere = tempdir().unwrap();
@@ -146,7 +146,7 @@ fn a_cache_in_the_lower_layer() {
 
 #[test]
 fn a_full_file_system() {
-    let Some(mounted) = Mounted::tmpfs("size=16m") else {
+    let Some(mounted) = Mounted::tmpfs("size=16m,mode=700") else {
         return;
     };
     let elsewhere = tempdir().unwrap();
@@ -188,7 +188,7 @@ fn a_full_file_system() {
 /// Of 64 MiB, six stay free whatever is wanted.
 #[test]
 fn a_tenth_stays_free() {
-    let Some(mounted) = Mounted::tmpfs("size=64m") else {
+    let Some(mounted) = Mounted::tmpfs("size=64m,mode=700") else {
         return;
     };
     let elsewhere = tempdir().unwrap();
@@ -212,7 +212,7 @@ fn a_tenth_stays_free() {
 
 #[test]
 fn a_read_only_directory() {
-    let Some(mounted) = Mounted::tmpfs("size=64m") else {
+    let Some(mounted) = Mounted::tmpfs("size=64m,mode=700") else {
         return;
     };
     let elsewhere = tempdir().unwrap();

@@ -201,8 +201,7 @@ fn saves_a_copy(file: &File) -> bool {
     ];
     fstatfs(file).is_ok_and(|fs| {
         let FsType(kind) = fs.filesystem_type();
-        sharing.iter().any(|FsType(known)| kind == *known)
-            || OTHERS.iter().any(|known| kind as u32 == *known)
+        sharing.iter().any(|FsType(known)| kind == *known) || OTHERS.contains(&(kind as u32))
     })
 }
 
