@@ -19,7 +19,7 @@ pub struct OpenFile(Open);
 
 pub(super) enum Open {
     Plain(Source, Opened),
-    Converted(Box<Converted>),
+    Converted(Arc<Converted>),
     Kept(Kept, Opened),
     Tensor(Box<Tensor>),
     /// Bytes from the start of the kept file, and bytes.
@@ -32,7 +32,7 @@ pub(super) struct Converted {
     reader: Reader,
     opened: Opened,
     reading: Reading,
-    behind: Behind,
+    behind: Arc<Behind>,
     promotion: Promotion,
 }
 
@@ -99,16 +99,17 @@ impl OpenFile {
         reader: Reader,
         origin: &Arc<Origin>,
         usage: &Arc<Usage>,
+        behind: &Arc<Behind>,
         promoter: Option<&Arc<Promoter>>,
     ) -> OpenFile {
         let promotion = Promotion::new(origin, promoter);
         if promoter.is_some_and(|promoter| promoter.policy() == Promote::Always) {
             promotion.want();
         }
-        OpenFile(Open::Converted(Box::new(Converted {
+        OpenFile(Open::Converted(Arc::new(Converted {
             opened: usage.opened(origin.path.clone(), Tier::Stream),
             reading: Reading::new(reader.plan().size()),
-            behind: Behind::default(),
+            behind: behind.clone(),
             promotion,
             reader,
         })))
@@ -222,10 +223,15 @@ impl Converted {
     }
 
     /// The page cache has these bytes now, and need not have them twice.
-    fn passed(&self, offset: u64, len: u64) {
+    fn passed(self: &Arc<Self>, offset: u64, len: u64) {
         if let Stretch::Lying { from, len } = self.reader.stretch(offset, len) {
-            self.behind.pass(self.reader.source(), from, len);
+            let path = &self.promotion.origin.path;
+            self.behind.pass(self, path, from, len);
         }
+    }
+
+    pub fn source(&self) -> &Source {
+        self.reader.source()
     }
 }
 

@@ -33,6 +33,7 @@ pub use promoter::Promote;
 use crate::cache::{Background, Directory, Limit, Name, Recent, Store};
 use crate::convert::Reader;
 use crate::source::{self, Identity, Metadata, Source};
+use behind::Behind;
 use file::{Open, Promotion, Tensor};
 use node::{Origin, Place, TensorSet};
 use promoter::Promoter;
@@ -126,6 +127,7 @@ pub struct FsStats {
 pub struct View {
     sources: Arc<Sources>,
     usage: Arc<Usage>,
+    behind: Arc<Behind>,
     /// None without a cache directory.
     promoter: Option<Arc<Promoter>>,
     options: Options,
@@ -152,6 +154,7 @@ impl View {
         Ok(View {
             sources,
             usage,
+            behind: Arc::default(),
             promoter,
             options,
             scans: Recent::new(SCANS),
@@ -260,6 +263,7 @@ impl View {
                     self.sources.reader(origin)?,
                     origin,
                     &self.usage,
+                    &self.behind,
                     self.promoter.as_ref(),
                 ));
             }
