@@ -214,8 +214,10 @@ impl View {
         let mut rival = base.clone();
         loop {
             let mut same_stem = 0;
-            for name in scan.with_stem(&rival) {
-                same_stem += usize::from(self.checkpoint(directory, scan, name)?.is_some());
+            for other in scan.with_stem(&rival) {
+                // One that stands alone need not be looked at again.
+                let counts = other == name || self.checkpoint(directory, scan, other)?.is_some();
+                same_stem += usize::from(counts);
             }
             if same_stem > 1 {
                 return Ok(name.to_os_string());
