@@ -65,7 +65,12 @@ impl Pusher {
             return;
         }
         let stretches = pages(&file.touched(), size);
-        if stretches.is_empty() {
+        let touched: u64 = stretches
+            .iter()
+            .map(|stretch| stretch.end - stretch.start)
+            .sum();
+        // Where most pages are touched, reading ahead has them as soon.
+        if stretches.is_empty() || touched > size / 2 {
             return;
         }
         let work = self.work.get_or_init(|| start_thread(notifier.clone()));
