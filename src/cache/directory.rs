@@ -10,10 +10,12 @@
 //!
 //! Everything may be taken away at any time: what is missing is made again.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -28,7 +30,7 @@ const RECORD: &str = "record";
 
 /// What the names of small files begin with while they are written. A process that
 /// is killed leaves them behind.
-pub const TEMPORARY: &str = ".stfs-unfinished-";
+const TEMPORARY: &str = ".stfs-unfinished-";
 
 /// The name of something in the cache: what it was made from, as a SHA-256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -194,6 +196,16 @@ impl Directory {
         }
         Ok(file)
     }
+}
+
+/// Whether a file is a small one that was never finished, and that nobody writes any
+/// more: it takes far less time than this.
+pub fn is_abandoned(name: &OsStr, metadata: &fs::Metadata) -> bool {
+    const AGE: Duration = Duration::from_secs(60 * 60);
+    let age = metadata.modified().map(|written| written.elapsed());
+    metadata.is_file()
+        && name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
+        && matches!(age, Ok(Ok(age)) if age > AGE)
 }
 
 /// Makes a directory, and those above it, for this user alone.

@@ -40,7 +40,7 @@ pub struct Config {
     /// in the background.
     pub log_file: Option<PathBuf>,
     pub log_level: LevelFilter,
-    /// Where plans are kept for the next mount; absolute.
+    /// Where plans and converted files are kept for the next mount; absolute.
     pub cache_dir: Option<PathBuf>,
 }
 

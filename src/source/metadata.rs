@@ -33,8 +33,8 @@ impl Identity {
 
     /// Whether whatever is done to the file from now on gives it another identity:
     /// its last change, which no program can set, is long enough ago by the clock of
-    /// this machine. What is to
-    /// be kept for long under an identity is read only after this.
+    /// this machine. What is to be kept for long under an identity is read only after
+    /// this.
     pub fn is_settled(&self) -> bool {
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)

@@ -30,7 +30,7 @@ pub use file::OpenFile;
 pub use node::{Attr, Kind, Node, NodeKey};
 pub use promoter::Promote;
 
-use crate::cache::{Background, Directory, Limit, Name, Recent, Store};
+use crate::cache::{Background, Directory, Kept, Limit, Name, Recent, Store};
 use crate::convert::Reader;
 use crate::source::{self, Identity, Metadata, Source};
 use behind::Behind;
@@ -268,13 +268,9 @@ impl View {
                 ));
             }
             Place::Kept(origin, identity) => {
-                let kept = self
-                    .promoter
-                    .as_ref()
-                    .and_then(|promoter| promoter.find(origin));
-                let kept = kept.filter(|kept| kept.identity() == identity);
                 // Whoever looks the name up again finds what there is now.
-                let kept = kept.filter(|_| promoter::is_current(origin));
+                let kept = self.kept(origin);
+                let kept = kept.filter(|kept| kept.identity() == identity);
                 Open::Kept(
                     kept.ok_or(Error::Stale)?,
                     self.opened(&origin.path, Tier::Promoted),
@@ -289,11 +285,7 @@ impl View {
     /// A tensor is read from the file that is kept, where there is one: what had
     /// to be computed has been computed then.
     fn open_tensor(&self, origin: &Arc<Origin>, index: usize) -> Result<Open> {
-        let kept = self
-            .promoter
-            .as_ref()
-            .and_then(|promoter| promoter.find(origin));
-        if let Some(kept) = kept.filter(|_| promoter::is_current(origin)) {
+        if let Some(kept) = self.kept(origin) {
             let plan = self.sources.plan(origin)?;
             let tensor = plan.tensors().get(index).ok_or(Error::Stale)?;
             let opened = self.opened(&origin.path, Tier::Promoted);
@@ -304,6 +296,12 @@ impl View {
         let reader = self.sources.reader(origin)?;
         let tensor = Tensor::new(reader, index, opened, promotion);
         Ok(Open::Tensor(Box::new(tensor)))
+    }
+
+    /// The kept file that `origin` turns into, open, while its source is what it was.
+    fn kept(&self, origin: &Origin) -> Option<Kept> {
+        let kept = self.promoter.as_ref()?.find(origin)?;
+        promoter::is_current(origin).then_some(kept)
     }
 
     fn opened(&self, path: &Arc<Path>, tier: Tier) -> Opened {

@@ -4,16 +4,14 @@
 use std::fs::{self, DirEntry, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use crate::cache::directory::TEMPORARY;
+use crate::cache::directory::is_abandoned;
 use crate::cache::{Directory, Name};
 
 /// Bytes of records that are kept, unless the user says otherwise.
 pub const PLANS_BUDGET: u64 = 256 << 20;
 
-/// A file that somebody began to write this long ago is written by nobody any more.
-const ABANDONED: Duration = Duration::from_secs(60 * 60);
 /// What a small file takes on most file systems.
 const BLOCK: u64 = 4096;
 
@@ -50,7 +48,7 @@ pub fn prune_plans(directory: &Directory, limit: u64) -> io::Result<u64> {
                     path: file.path(),
                     size: metadata.len().next_multiple_of(BLOCK),
                 });
-            } else if is_unfinished(&file) && is_abandoned(&metadata) {
+            } else if is_abandoned(&file.file_name(), &metadata) {
                 // Somebody else may have been faster.
                 let _ = fs::remove_file(file.path());
             }
@@ -82,17 +80,6 @@ fn is_record(group: &DirEntry, file: &DirEntry) -> bool {
     let mut name = group.file_name();
     name.push(file.file_name());
     name.to_str().and_then(Name::from_hex).is_some()
-}
-
-/// As [`Directory::write`] calls files until they are whole.
-fn is_unfinished(file: &DirEntry) -> bool {
-    let name = file.file_name();
-    name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
-}
-
-fn is_abandoned(metadata: &Metadata) -> bool {
-    let age = metadata.modified().map(|written| written.elapsed());
-    matches!(age, Ok(Ok(age)) if age > ABANDONED)
 }
 
 /// When it was last read, as far as the file system notes that, or written.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::error::Error;
-use crate::cache::directory::{Directory, Name, TEMPORARY};
+use crate::cache::directory::{Directory, Name};
 
 #[derive(Debug, Default)]
 pub struct Inventory {
@@ -18,16 +18,11 @@ pub struct Inventory {
     pub records: BTreeMap<Name, SystemTime>,
     /// Bytes of the files that are being written, or were.
     pub incoming: BTreeMap<Name, u64>,
-    /// Small files that were never finished, and when they were written.
-    pub temporary: Vec<(PathBuf, SystemTime)>,
 }
 
 impl Inventory {
     pub fn take(directory: &Directory) -> Result<Inventory, Error> {
         let mut inventory = Inventory::default();
-        entries(directory.root(), |entry, metadata| {
-            inventory.keep_if_temporary(entry, metadata);
-        })?;
         entries(&directory.incoming(), |entry, metadata| {
             let name = text(entry).and_then(|name| Name::from_hex(&name));
             let name = name.filter(|name| directory.incoming_file(name) == entry.path());
@@ -35,17 +30,13 @@ impl Inventory {
                 inventory.incoming.insert(name, metadata.len());
             }
         })?;
-        for path in [directory.files(), directory.plans()] {
-            let mut folders = Vec::new();
-            entries(&path, |entry, metadata| {
-                folders.extend(text(entry).filter(|_| metadata.is_dir()));
+        for folder in folders(&directory.files())? {
+            let Some(first) = folder.file_name().and_then(|first| first.to_str()) else {
+                continue;
+            };
+            entries(&folder, |entry, metadata| {
+                inventory.keep(directory, first, entry, metadata);
             })?;
-            for first in folders {
-                entries(&path.join(&first), |entry, metadata| {
-                    inventory.keep(directory, &first, entry, metadata);
-                    inventory.keep_if_temporary(entry, metadata);
-                })?;
-            }
         }
         Ok(inventory)
     }
@@ -61,13 +52,6 @@ impl Inventory {
             self.data.insert(name, metadata.len());
         } else if path == directory.record(&name) {
             self.records.insert(name, modified(metadata));
-        }
-    }
-
-    fn keep_if_temporary(&mut self, entry: &DirEntry, metadata: &Metadata) {
-        let temporary = text(entry).is_some_and(|name| name.starts_with(TEMPORARY));
-        if temporary && metadata.is_file() {
-            self.temporary.push((entry.path(), modified(metadata)));
         }
     }
 
@@ -92,8 +76,17 @@ impl Inventory {
     }
 }
 
+/// The directories in a directory that need not be there.
+pub fn folders(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut folders = Vec::new();
+    entries(path, |entry, metadata| {
+        folders.extend(metadata.is_dir().then(|| entry.path()));
+    })?;
+    Ok(folders)
+}
+
 /// Calls `each` for what is in a directory that need not be there.
-fn entries(path: &Path, mut each: impl FnMut(&DirEntry, &Metadata)) -> Result<(), Error> {
+pub fn entries(path: &Path, mut each: impl FnMut(&DirEntry, &Metadata)) -> Result<(), Error> {
     let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let entries = match fs::read_dir(path) {
         Err(error) if gone(&error) => return Ok(()),

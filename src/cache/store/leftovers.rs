@@ -1,15 +1,12 @@
 //! What processes that were killed left behind, and how it goes.
 
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
 
 use super::Store;
 use super::error::Error;
-use super::inventory::Inventory;
+use super::inventory::{Inventory, entries, folders};
 use super::locks::{Attempt, Claim, Held, remove};
-use crate::cache::directory::Name;
-
-/// Small files are written in far less time.
-const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
+use crate::cache::directory::{Name, is_abandoned};
 
 impl Store {
     /// Removes files that nobody writes, or will ever read, and says how many. An
@@ -20,16 +17,12 @@ impl Store {
         let unrecorded = unrecorded.filter(|name| !inventory.records.contains_key(name));
         let empty = inventory.records.keys();
         let empty = empty.filter(|name| !inventory.data.contains_key(name));
-        let old = |written: &SystemTime| written.elapsed().is_ok_and(|age| age > TEMPORARY_AGE);
-        let temporary = inventory.temporary.iter();
-        let temporary = temporary.filter(|(_, written)| old(written));
-
         let results = unrecorded
             .map(|name| self.collect_unrecorded(name))
             .chain(empty.map(|name| self.collect_record(name)))
             .chain(inventory.incoming.keys().map(|name| self.unclaim(name)))
-            .chain(temporary.map(|(path, _)| {
-                remove(path).map_err(|error| Error::at(path, error))?;
+            .chain(self.abandoned()?.into_iter().map(|path| {
+                remove(&path).map_err(|error| Error::at(&path, error))?;
                 Ok(true)
             }));
         let (mut removed, mut failed) = (0, None);
@@ -41,6 +34,20 @@ impl Store {
             }
         }
         failed.map_or(Ok(removed), Err)
+    }
+
+    /// Small files that will never be finished, wherever stfs writes some.
+    fn abandoned(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut places = vec![self.directory.root().to_path_buf()];
+        places.extend(folders(&self.directory.files())?);
+        places.extend(folders(&self.directory.plans())?);
+        let mut abandoned = Vec::new();
+        for place in places {
+            entries(&place, |entry, metadata| {
+                abandoned.extend(is_abandoned(&entry.file_name(), metadata).then(|| entry.path()));
+            })?;
+        }
+        Ok(abandoned)
     }
 
     /// A file whose record was never written, or is lost.
