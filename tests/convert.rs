@@ -17,7 +17,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use stfs::checkpoint::{Checkpoint, Lazy, Storage, Tensor};
-use stfs::convert::{Plan, Reader};
+use stfs::convert::{Files, Plan, Reader};
 use stfs::source::{Bytes, Source};
 
 /// A file with `bytes`, deleted on drop.
@@ -30,7 +30,7 @@ fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
 fn reader(path: &std::path::Path, checkpoint: Checkpoint) -> Reader {
     let source = Source::open(path).unwrap();
     let plan = Plan::new(checkpoint, source.size(), None).unwrap();
-    Reader::new(source, Arc::new(plan)).unwrap()
+    Reader::new(Files::new(source, Vec::new()), Arc::new(plan))
 }
 
 fn owned(bytes: Bytes) -> Vec<u8> {

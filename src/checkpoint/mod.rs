@@ -2,6 +2,7 @@
 //! where their bytes lie. One module per container; what a file is, its content
 //! says ([`sniff`]).
 
+mod companions;
 mod danger;
 mod describe;
 mod distributed;
@@ -27,8 +28,9 @@ mod zip;
 use serde::{Deserialize, Serialize};
 
 use crate::pickle::ReadAt;
-use crate::source::{self, Identity, Source, Span};
+use crate::source::{self, Source, Span};
 
+pub use companions::{Companion, Companions, open_companions};
 pub use distributed::PARTS;
 pub use dtype::{Numeric, numeric};
 pub use refusal::{Cause, Refusal};
@@ -43,9 +45,8 @@ pub struct Checkpoint {
     pub tensors: Vec<Tensor>,
     /// The spans that the tensors' elements lie in.
     pub storages: Vec<Storage>,
-    /// Files of the same directory that storages lie in, as they were when the
-    /// checkpoint was read.
-    pub beside: Vec<Beside>,
+    /// Files of the same directory that storages lie in.
+    pub companions: Vec<Companion>,
     /// Values that are no tensors.
     pub others: Vec<Other>,
     /// How many more of them there are.
@@ -71,14 +72,6 @@ pub struct Tensor {
     /// Bytes from the start of the storage to the first element.
     pub offset: u64,
     pub lazy: Lazy,
-}
-
-/// A file beside the one that a checkpoint was read from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Beside {
-    /// Its name, without a directory.
-    pub name: String,
-    pub identity: Identity,
 }
 
 /// What is still to be done to each element when it is read.
@@ -163,15 +156,21 @@ impl ReadAt for Span<'_> {
 }
 
 /// Reads the checkpoint in `source`, whose content is `content`: the tensors below
-/// the dotted path `root`, if one is given. Costs the
-/// pickle and the directory of the container, not the weights.
-pub fn read(source: &Source, content: Content, root: Option<&str>) -> Result<Checkpoint> {
+/// the dotted path `root`, if one is given. `companions` are the files of the
+/// same directory. Costs the pickle and the directory of the container, not the
+/// weights.
+pub fn read(
+    source: &Source,
+    content: Content,
+    companions: &dyn Companions,
+    root: Option<&str>,
+) -> Result<Checkpoint> {
     match content {
         Content::TorchZip => torch_zip::read(source.span(), root),
         Content::Pickle(Stream::Legacy) => legacy::read(source, root),
         Content::Pickle(Stream::Tar) => legacy_tar::read(source, root),
         Content::Pickle(Stream::Plain) => plain::read(source, root),
-        Content::Distributed => distributed::read(source, root),
+        Content::Distributed => distributed::read(source, companions, root),
         Content::NotACheckpoint(intruder) => Err(intruder.refusal().into()),
         Content::Npy { .. } => npy::read(source, root),
         Content::Npz { .. } => npz::read(source, root),

@@ -20,10 +20,11 @@ pub struct Storage {
 pub enum Place {
     /// Those of the file, from this byte on.
     File(u64),
-    /// Those of another file, an index into [`Checkpoint::beside`], from this byte on.
+    /// Those of another file, an index into [`Checkpoint::companions`], from this
+    /// byte on.
     ///
-    /// [`Checkpoint::beside`]: super::Checkpoint::beside
-    Beside { file: u32, offset: u64 },
+    /// [`Checkpoint::companions`]: super::Checkpoint::companions
+    Companion { file: u32, offset: u64 },
     /// What decoding a stretch of the file gives.
     Decoded(Encoded),
     /// Made while the checkpoint was read.

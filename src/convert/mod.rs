@@ -13,15 +13,19 @@ mod tied_weights;
 mod ties;
 mod tiled;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Why a file could not be planned.
 pub use crate::checkpoint::Error;
+pub use files::Files;
 pub use plan::{Data, Plan, Planned};
 pub use reader::{Reader, Stretch};
 
-use crate::checkpoint::{self, Checkpoint, Content, NativeTensor, Promise, Refusal, sniff};
+use crate::checkpoint::{
+    self, Checkpoint, Companions, Content, NativeTensor, Promise, Refusal, open_companions, sniff,
+};
 use crate::source::{self, Source};
 
 /// A longer `config.json` is no model's.
@@ -36,12 +40,17 @@ pub enum Parsed {
 }
 
 /// Reads the checkpoint in `source`, or the header of a native safetensors file.
-/// `root` is the dotted path of the value whose tensors are wanted, if not the one
-/// that the rule finds.
-pub fn read(source: &Source, content: Content, root: Option<&str>) -> Result<Parsed, Error> {
+/// `companions` are the files of the same directory; `root` is the dotted path of the
+/// value whose tensors are wanted, if not the one that the rule finds.
+pub fn read(
+    source: &Source,
+    content: Content,
+    companions: &dyn Companions,
+    root: Option<&str>,
+) -> Result<Parsed, Error> {
     let parsed = match content {
         Content::Safetensors => checkpoint::native(source).map(Parsed::Native),
-        _ => checkpoint::read(source, content, root).map(Parsed::Checkpoint),
+        _ => checkpoint::read(source, content, companions, root).map(Parsed::Checkpoint),
     };
     if let Err(Error::Source(_)) = parsed {
         return parsed;
@@ -79,9 +88,20 @@ pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
     let source = Source::open(path).map_err(source::Error::Io)?;
     let content = sniff(&source, promise(path))?;
     let architecture = architecture(path);
-    let parsed = read(&source, content, root)?;
+    let directory = SameDirectory(path);
+    let parsed = read(&source, content, &directory, root)?;
     let plan = parsed.plan(source.size(), architecture.as_deref())?;
-    Ok(Reader::new(source, Arc::new(plan))?)
+    let companions = open_companions(plan.companions(), &directory)?;
+    Ok(Reader::new(Files::new(source, companions), Arc::new(plan)))
+}
+
+/// The files of the directory that this path lies in.
+pub struct SameDirectory<'a>(pub &'a Path);
+
+impl Companions for SameDirectory<'_> {
+    fn open(&self, name: &str) -> io::Result<Source> {
+        Source::open(&self.0.with_file_name(name))
+    }
 }
 
 /// What the name of the file at `path` promises.

@@ -10,7 +10,7 @@ use super::gather::Strided;
 use super::stored::Stored;
 use super::{header, ties};
 use crate::checkpoint::{
-    Beside, Cause, Checkpoint, MAX_HEADER, NativeTensor, Other, Refusal, Tensor,
+    Cause, Checkpoint, Companion, MAX_HEADER, NativeTensor, Other, Refusal, Tensor,
 };
 
 /// Views may make a file larger than its checkpoint, up to this many times ...
@@ -32,7 +32,7 @@ pub struct Plan {
     others: Box<[Other]>,
     unlisted: u64,
     /// Other files that bytes come from.
-    beside: Box<[Beside]>,
+    companions: Box<[Companion]>,
     /// Bytes of tensors that are kept in memory.
     held: usize,
     size: u64,
@@ -84,8 +84,9 @@ impl Plan {
         let total = order.iter().try_fold(0_u64, |total, index| {
             total.checked_add(tensors[*index].bytes())
         });
-        let beside = checkpoint.beside.iter().map(|file| file.identity.size);
-        let source_size = beside.fold(source_size, u64::saturating_add);
+        let companions = checkpoint.companions.iter();
+        let sizes = companions.map(|file| file.identity.size);
+        let source_size = sizes.fold(source_size, u64::saturating_add);
         let most = source_size
             .saturating_mul(MAX_EXPANSION)
             .max(FREE_EXPANSION);
@@ -170,7 +171,7 @@ impl Plan {
             dropped: dropped.into(),
             others: checkpoint.others.into(),
             unlisted: checkpoint.unlisted,
-            beside: checkpoint.beside.into(),
+            companions: checkpoint.companions.into(),
             held: storages.iter().map(|storage| storage.held()).sum(),
         })
     }
@@ -195,7 +196,7 @@ impl Plan {
             dropped: Box::default(),
             others: Box::default(),
             unlisted: 0,
-            beside: Box::default(),
+            companions: Box::default(),
             held: 0,
             size: source_size,
             computed: 0,
@@ -249,8 +250,8 @@ impl Plan {
     }
 
     /// Files in the directory of the source that bytes come from too.
-    pub fn beside(&self) -> &[Beside] {
-        &self.beside
+    pub fn companions(&self) -> &[Companion] {
+        &self.companions
     }
 
     /// Tensors by name, in byte order.

@@ -51,18 +51,13 @@ enum Piece<'a> {
 }
 
 impl Reader {
-    /// `source` must be the file that `plan` was made from. Those beside it are
-    /// opened.
-    ///
-    /// # Errors
-    /// [`Error::Changed`](crate::source::Error::Changed) when one of those is
-    /// another one now.
-    pub fn new(source: Source, plan: Arc<Plan>) -> Result<Reader> {
-        Ok(Reader {
-            files: Files::open(source, &plan)?,
+    /// `files` must be those that `plan` was made from.
+    pub fn new(files: Files, plan: Arc<Plan>) -> Reader {
+        Reader {
+            files,
             plan,
             blocks: Mutex::new(LruCache::new(BLOCKS)),
-        })
+        }
     }
 
     pub fn plan(&self) -> &Plan {

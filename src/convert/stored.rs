@@ -23,8 +23,8 @@ pub enum Stored {
     Memory(Arc<[u8]>),
     Decoded(Decoded),
     Chain(Vec<(u64, Stored)>),
-    /// In another file, from this byte on.
-    Beside(u32, u64),
+    /// In a companion, from this byte on.
+    Companion(u32, u64),
     Tiled(Tiled),
 }
 
@@ -42,7 +42,7 @@ impl Stored {
     pub fn new(storage: &Storage) -> Stored {
         match &storage.place {
             Place::File(offset) => Stored::File(*offset),
-            Place::Beside { file, offset } => Stored::Beside(*file, *offset),
+            Place::Companion { file, offset } => Stored::Companion(*file, *offset),
             Place::Tiles(tiling) => Stored::Tiled(Tiled::new(tiling)),
             Place::Memory(bytes) => Stored::Memory(bytes.clone()),
             Place::Decoded(encoded) => Stored::Decoded(Decoded {
@@ -65,7 +65,7 @@ impl Stored {
             Stored::Memory(bytes) => bytes.len(),
             Stored::Chain(links) => links.iter().map(|(_, link)| link.held()).sum(),
             Stored::Tiled(tiled) => tiled.held(),
-            Stored::File(_) | Stored::Beside(..) | Stored::Decoded(_) => 0,
+            Stored::File(_) | Stored::Companion(..) | Stored::Decoded(_) => 0,
         }
     }
 
@@ -75,8 +75,8 @@ impl Stored {
             Stored::File(start) => files
                 .main()
                 .read_exact_at(buffer, start.saturating_add(offset)),
-            Stored::Beside(file, start) => files
-                .beside(*file)?
+            Stored::Companion(file, start) => files
+                .companion(*file)?
                 .read_exact_at(buffer, start.saturating_add(offset)),
             Stored::Tiled(tiled) => tiled.read_exact_at(files, buffer, offset),
             Stored::Memory(bytes) => {

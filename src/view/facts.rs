@@ -110,7 +110,7 @@ impl Facts {
             return Some(Err(Refusal::clone(refusal)));
         }
         let (checkpoint, body) = records.checkpoint(subject)?;
-        if !checkpoint.beside.iter().all(|file| key.has(file)) {
+        if !checkpoint.companions.iter().all(|file| key.has(file)) {
             return None;
         }
         let parsed = Parsed::Checkpoint(checkpoint);

@@ -14,10 +14,10 @@ use super::facts::Facts;
 use super::node::{Attr, Origin};
 use super::usage::Usage;
 use crate::cache::{Body, Key, Name, Outcome, Plans, Recent, Records, Subject};
-use crate::checkpoint::{self, Cause, Content, Promise, Refusal, sniff};
+use crate::checkpoint::{self, Cause, Content, Promise, Refusal, open_companions, sniff};
 use crate::convert::index::Index;
 use crate::convert::names;
-use crate::convert::{self, Parsed, Plan, Reader};
+use crate::convert::{self, Files, Parsed, Plan, Reader, SameDirectory};
 use crate::source::{self, Identity, Metadata, Source};
 
 /// Bytes of plans kept beside those in use.
@@ -289,7 +289,9 @@ impl Sources {
         if *source.identity() != origin.key.identity {
             return Err(super::Error::Stale);
         }
-        Ok(Reader::new(source, self.plan(origin)?)?)
+        let plan = self.plan(origin)?;
+        let companions = open_companions(plan.companions(), &SameDirectory(&origin.path))?;
+        Ok(Reader::new(Files::new(source, companions), plan))
     }
 
     /// The plan that derived nodes are made with, made again if it was forgotten.
@@ -331,10 +333,11 @@ impl Sources {
             return Err(source::Error::Changed.into());
         }
         let mut body = Body::default();
-        let outcome = match convert::read(&source, content, self.weights.as_deref()) {
+        let directory = SameDirectory(path);
+        let outcome = match convert::read(&source, content, &directory, self.weights.as_deref()) {
             Ok(parsed) => {
                 if let Parsed::Checkpoint(checkpoint) = &parsed {
-                    if !checkpoint.beside.iter().all(|file| key.has(file)) {
+                    if !checkpoint.companions.iter().all(|file| key.has(file)) {
                         return Err(source::Error::Changed.into());
                     }
                     if lasting {

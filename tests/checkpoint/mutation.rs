@@ -5,6 +5,7 @@ use std::fs;
 
 use proptest::prelude::*;
 use stfs::checkpoint::{self, Checkpoint, Error, Place, Promise, sniff};
+use stfs::convert::SameDirectory;
 use stfs::source::Source;
 
 use super::archive::Archive;
@@ -41,7 +42,7 @@ fn checkpoint(bytes: &[u8]) -> Option<Checkpoint> {
     fs::write(&path, bytes).unwrap();
     let source = Source::open(&path).unwrap();
     let content = sniff(&source, Promise::Checkpoint).unwrap();
-    match checkpoint::read(&source, content, None) {
+    match checkpoint::read(&source, content, &SameDirectory(&path), None) {
         Ok(checkpoint) => Some(checkpoint),
         Err(Error::Refused(refusal)) => {
             assert!(refusal.to_string().len() < 2000);

@@ -10,7 +10,7 @@ use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use safetensors::Dtype;
 use stfs::cache::{Error, Promotion, Verdict};
-use stfs::checkpoint::{Beside, Checkpoint, Codec, Encoded, Lazy, Place, Storage, Tensor};
+use stfs::checkpoint::{Checkpoint, Codec, Companion, Encoded, Lazy, Place, Storage, Tensor};
 use stfs::convert::{self, Reader, Stretch};
 use stfs::source::Source;
 use tempfile::tempdir;
@@ -164,10 +164,10 @@ fn tensors_in_another_file() {
     let checkpoint = || Checkpoint {
         tensors: vec![bytes_tensor("t", 0, content.len() - 3)],
         storages: vec![Storage {
-            place: Place::Beside { file: 0, offset: 3 },
+            place: Place::Companion { file: 0, offset: 3 },
             len: content.len() as u64 - 3,
         }],
-        beside: vec![Beside {
+        companions: vec![Companion {
             name: "__0_0.distcp".to_string(),
             identity: *Source::open(&beside).unwrap().identity(),
         }],

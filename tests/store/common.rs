@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 use stfs::cache::{Directory, Error, Kept, Limit, Name, Promotion, Store};
-use stfs::checkpoint::{Checkpoint, Lazy, Storage, Tensor};
-use stfs::convert::{Plan, Reader};
+use stfs::checkpoint::{Checkpoint, Lazy, Storage, Tensor, open_companions};
+use stfs::convert::{Files, Plan, Reader, SameDirectory};
 use stfs::source::{Bytes, Source};
 
 pub const MIB: usize = 1 << 20;
@@ -57,7 +57,8 @@ pub fn bytes_tensor(name: &str, storage: u32, len: usize) -> Tensor {
 pub fn reader(path: &Path, checkpoint: Checkpoint) -> Reader {
     let source = Source::open(path).unwrap();
     let plan = Plan::new(checkpoint, source.size(), None).unwrap();
-    Reader::new(source, Arc::new(plan)).unwrap()
+    let companions = open_companions(plan.companions(), &SameDirectory(path)).unwrap();
+    Reader::new(Files::new(source, companions), Arc::new(plan))
 }
 
 /// A reader of the file at `path`, all of which is one tensor called `weight`.

@@ -13,7 +13,7 @@ use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Name;
-use crate::checkpoint::{Beside, Refusal};
+use crate::checkpoint::{Companion, Refusal};
 use crate::convert::{Error, Plan};
 use crate::source::{self, Identity};
 
@@ -33,7 +33,7 @@ pub struct Key {
 
 impl Key {
     /// Whether `file` is one of those beside, as it was when they were looked at.
-    pub fn has(&self, file: &Beside) -> bool {
+    pub fn has(&self, file: &Companion) -> bool {
         let name = |known: &(OsString, Identity)| known.0.as_os_str().cmp(file.name.as_ref());
         let found = self.beside.binary_search_by(name);
         let found = found.ok().and_then(|at| self.beside.get(at));

@@ -11,7 +11,9 @@ use super::dtype::ElementType;
 use super::refusal::{Cause, Refusal, shown};
 use super::state_dict::OPTIMIZERS;
 use super::storage::{Place, Storage, Table, Tile, Tiling};
-use super::{Beside, Checkpoint, Error, Lazy, Other, Result, Tensor, stream, torch_zip};
+use super::{
+    Checkpoint, Companion, Companions, Error, Lazy, Other, Result, Tensor, stream, torch_zip,
+};
 use crate::source::{self, Source, Span};
 use metadata::{Cut, Entry, Index, Location, Metadata, Region};
 
@@ -22,10 +24,14 @@ const MAX_METADATA: u64 = 256 << 20;
 /// Pairs of boxes that are compared to see whether they overlap.
 const MAX_PAIRS: u64 = 1 << 28;
 
-/// Reads the checkpoint whose `.metadata` is `source`: the tensors below the
-/// dotted path `root`, if one is given. The names are those of the state dict
-/// that was saved.
-pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
+/// Reads the checkpoint whose `.metadata` is `source`, and whose boxes lie in
+/// `companions`: the tensors below the dotted path `root`, if one is given. The
+/// names are those of the state dict that was saved.
+pub fn read(
+    source: &Source,
+    companions: &dyn Companions,
+    root: Option<&str>,
+) -> Result<Checkpoint> {
     if source.size() > MAX_METADATA {
         return Err(too_large("its metadata are too long").into());
     }
@@ -33,7 +39,7 @@ pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
     let pickle = stream::parse(&bytes)?;
     let metadata = Metadata::read(&pickle)?;
     let mut parts = Parts {
-        source,
+        companions,
         locations: metadata.locations,
         files: Vec::new(),
         checkpoint: Checkpoint::default(),
@@ -74,7 +80,7 @@ pub fn read(source: &Source, root: Option<&str>) -> Result<Checkpoint> {
             for part in &parts.files {
                 part.source.check_identity()?;
             }
-            checkpoint.beside = parts.files.into_iter().map(|part| part.file).collect();
+            checkpoint.companions = parts.files.into_iter().map(|part| part.file).collect();
             checkpoint.storages = parts.table.into();
             Ok(checkpoint)
         }
@@ -92,7 +98,7 @@ fn below_root<'n>(name: &'n str, root: &str) -> Option<&'n str> {
 
 /// A file beside the metadata.
 struct Part {
-    file: Beside,
+    file: Companion,
     source: Source,
     /// Bytes that no box has claimed.
     left: u64,
@@ -100,7 +106,7 @@ struct Part {
 
 /// The tensors, put together from the files beside `.metadata`.
 struct Parts<'a> {
-    source: &'a Source,
+    companions: &'a dyn Companions,
     locations: HashMap<Index<'a>, Location<'a>>,
     files: Vec<Part>,
     checkpoint: Checkpoint,
@@ -230,7 +236,7 @@ impl<'a> Parts<'a> {
             let what = "a box of it is compressed";
             return Err(Refusal::new(Cause::Unsupported, what).into());
         };
-        let place = Place::Beside {
+        let place = Place::Companion {
             file,
             offset: span.start() + offset,
         };
@@ -250,7 +256,7 @@ impl<'a> Parts<'a> {
         if let Some(known) = known {
             return Ok(known as u32);
         }
-        let source = Source::open(&self.source.path().with_file_name(name));
+        let source = self.companions.open(name);
         let source = source.map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::from(Refusal::new(
                 Cause::NotDownloaded,
@@ -258,7 +264,7 @@ impl<'a> Parts<'a> {
             )),
             _ => source::Error::Io(error).into(),
         })?;
-        let file = Beside {
+        let file = Companion {
             name: name.to_string(),
             identity: *source.identity(),
         };
