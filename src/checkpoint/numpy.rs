@@ -1,10 +1,10 @@
 //! numpy's arrays, however they are kept: what their dtypes are called in
 //! safetensors, and where their elements lie.
 
-use super::Lazy;
 use super::dtype::ElementType;
-use super::refusal::{Cause, Refusal, shown};
-use super::torch::{Dense, MAX_RANK, StorageRef, View};
+use super::layout::{Dense, Layout, MAX_RANK, StorageRef};
+use super::refusal::{Cause, Refusal, malformed, shown};
+use super::tensor::Lazy;
 
 /// The elements of an array of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,12 +101,12 @@ impl Numbers {
 
     /// The array of this shape whose elements are all that lies in the storage
     /// with index `storage`, of `len` bytes, from byte `start` on.
-    pub fn view(
+    pub fn layout(
         &self,
         (storage, start, len): (u32, u64, u64),
         shape: Box<[u64]>,
         order: &Order,
-    ) -> Result<View, Refusal> {
+    ) -> Result<Layout, Refusal> {
         if shape.len() > MAX_RANK {
             return Err(Refusal::new(
                 Cause::TooLarge,
@@ -147,7 +147,7 @@ impl Numbers {
                 ..Lazy::default()
             },
         };
-        dense.view()
+        dense.layout()
     }
 }
 
@@ -165,8 +165,4 @@ fn strides(shape: &[u64], columns: bool) -> Box<[u64]> {
         false => strides.iter_mut().rev().for_each(place),
     }
     strides
-}
-
-fn malformed(what: impl Into<String>) -> Refusal {
-    Refusal::new(Cause::Malformed, what)
 }

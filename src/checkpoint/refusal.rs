@@ -129,3 +129,18 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// Contradicts itself or its format.
+pub fn malformed(what: impl Into<String>) -> Refusal {
+    Refusal::new(Cause::Malformed, what)
+}
+
+/// Is a container or an object that is not read.
+pub fn unsupported(what: impl Into<String>) -> Refusal {
+    Refusal::new(Cause::Unsupported, what)
+}
+
+/// Is above a limit that keeps hostile files cheap.
+pub fn too_large(what: impl Into<String>) -> Refusal {
+    Refusal::new(Cause::TooLarge, what)
+}

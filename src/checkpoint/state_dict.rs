@@ -17,11 +17,12 @@ use std::collections::HashSet;
 use std::iter::Enumerate;
 use std::{slice, vec};
 
+use super::contents::{Contents, Other};
 use super::describe::{describe, scalar};
-use super::refusal::{Cause, Refusal, shown};
-use super::safetensors::MAX_HEADER;
-use super::torch::{Meaning, Note, Parts, Storages, Torch, View};
-use super::{Checkpoint, Other, Storage, Tensor};
+use super::formats::safetensors::MAX_HEADER;
+use super::layout::Layout;
+use super::objects::{Composed, Meaning, Storages, Torch};
+use super::refusal::{Cause, Refusal, shown, too_large};
 use crate::pickle::{Object, ObjectId, Pickle, Str};
 
 /// Looks at the values of a file before it is taken for an attack: so many for
@@ -51,66 +52,6 @@ pub const OPTIMIZERS: &[&str] = &[
     "optimizer_states",
     "optimizers",
 ];
-
-/// What was found.
-#[derive(Default)]
-pub struct Contents {
-    pub tensors: Vec<Tensor>,
-    pub others: Vec<Other>,
-    /// How many more there are.
-    pub unlisted: u64,
-    /// What tensors were before they were written in another way, by name.
-    pub notes: Vec<(String, Note)>,
-}
-
-impl Contents {
-    /// Adds a tensor; the names of all have to be told apart by the caller.
-    pub fn add(&mut self, name: &str, view: View) -> Result<(), Refusal> {
-        if name == "__metadata__" {
-            return Err(Refusal::new(
-                Cause::Inexpressible,
-                "a tensor is called `__metadata__`, which safetensors keeps for itself",
-            ));
-        }
-        if let Some(note) = view.note {
-            self.notes.push((name.to_string(), note));
-        }
-        self.tensors.push(Tensor {
-            name: name.to_string(),
-            dtype: view.dtype,
-            shape: view.shape,
-            strides: view.strides,
-            storage: view.storage,
-            offset: view.offset,
-            lazy: view.lazy,
-        });
-        Ok(())
-    }
-
-    /// The checkpoint with these contents, whose tensors lie in `storages`.
-    pub fn with(self, storages: Vec<Storage>) -> Checkpoint {
-        let mut notes = Vec::new();
-        if !self.notes.is_empty() {
-            let by_name: serde_json::Map<_, _> = self
-                .notes
-                .into_iter()
-                .map(|(name, note)| (name, note.json()))
-                .collect();
-            notes.push((
-                "stfs".to_string(),
-                serde_json::Value::from(by_name).to_string(),
-            ));
-        }
-        Checkpoint {
-            tensors: self.tensors,
-            storages,
-            others: self.others,
-            unlisted: self.unlisted,
-            notes,
-            ..Checkpoint::default()
-        }
-    }
-}
 
 /// Finds the tensors of the pickle in `torch`, below the dotted path `root` if
 /// one is given.
@@ -147,7 +88,7 @@ pub fn read<S: Storages>(torch: &mut Torch<S>, root: Option<&str>) -> Result<Con
             ));
         }
         Meaning::Map(..) | Meaning::Sequence(_) => {}
-        Meaning::Tensor(..) | Meaning::Parts(_) => walk.path.push_str("tensor"),
+        Meaning::Tensor(..) | Meaning::Composed(_) => walk.path.push_str("tensor"),
         Meaning::Other => return Err(no_container(pickle, start)),
     }
     walk.run(start)?;
@@ -177,25 +118,25 @@ struct Frame<'p> {
     container: ObjectId,
     /// Length of the path that leads to it.
     path: usize,
-    children: Children<'p>,
+    children: Remaining<'p>,
 }
 
 /// What is left of a container.
-enum Children<'p> {
+enum Remaining<'p> {
     Items(Enumerate<slice::Iter<'p, ObjectId>>),
     Entries(vec::IntoIter<(ObjectId, ObjectId)>),
 }
 
-impl Iterator for Children<'_> {
+impl Iterator for Remaining<'_> {
     type Item = (Label, ObjectId);
 
     fn next(&mut self) -> Option<(Label, ObjectId)> {
         Some(match self {
-            Children::Items(items) => {
+            Remaining::Items(items) => {
                 let (index, item) = items.next()?;
                 (Label::Index(index), *item)
             }
-            Children::Entries(entries) => {
+            Remaining::Entries(entries) => {
                 let (key, value) = entries.next()?;
                 (Label::Key(key), value)
             }
@@ -252,31 +193,31 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
 
     /// Looks at the value that the path leads to. Its children, when it is a
     /// container.
-    fn visit(&mut self, id: ObjectId, top: bool) -> Result<Option<Children<'p>>, Refusal> {
+    fn visit(&mut self, id: ObjectId, top: bool) -> Result<Option<Remaining<'p>>, Refusal> {
         let meaning = match self.look(id) {
             Ok(meaning) => meaning,
             Err(refusal) if self.path.is_empty() => return Err(refusal),
             Err(refusal) => return Err(refusal.of_tensor(&self.path)),
         };
         match meaning {
-            Meaning::Tensor(view, attributes) => {
+            Meaning::Tensor(layout, attributes) => {
                 self.refuse_hidden_tensors(id, &attributes)?;
-                self.add(view)?;
+                self.add(layout)?;
                 Ok(None)
             }
             Meaning::Map(entries, _) if is_optimizer(self.torch.pickle(), &entries) => {
                 self.report_optimizer()?;
                 Ok(None)
             }
-            Meaning::Parts(parts) => {
+            Meaning::Composed(parts) => {
                 self.add_parts(parts)?;
                 Ok(None)
             }
             Meaning::Map(entries, attributes) => {
                 self.refuse_hidden_tensors(id, attributes)?;
-                Ok(Some(Children::Entries(entries.into_iter())))
+                Ok(Some(Remaining::Entries(entries.into_iter())))
             }
-            Meaning::Sequence(items) => Ok(Some(Children::Items(items.iter().enumerate()))),
+            Meaning::Sequence(items) => Ok(Some(Remaining::Items(items.iter().enumerate()))),
             Meaning::Other => {
                 self.refuse_hidden_tensors(id, &[id])?;
                 self.report_value(id, top)?;
@@ -288,7 +229,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
     fn enter(
         &mut self,
         container: ObjectId,
-        children: Children<'p>,
+        children: Remaining<'p>,
         depth: usize,
     ) -> Result<Frame<'p>, Refusal> {
         if depth >= MAX_DEPTH {
@@ -341,11 +282,11 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
     }
 
     /// Adds what a tensor is said with, under its name and those made from it.
-    fn add_parts(&mut self, parts: Parts) -> Result<(), Refusal> {
+    fn add_parts(&mut self, parts: Composed) -> Result<(), Refusal> {
         let name = self.path.len();
-        for (suffix, view) in parts.tensors {
+        for (suffix, layout) in parts.tensors {
             self.path.push_str(suffix);
-            self.add(view)?;
+            self.add(layout)?;
             self.path.truncate(name);
         }
         self.contents.notes.push((self.path.clone(), parts.note));
@@ -401,15 +342,15 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
         Ok(at)
     }
 
-    fn add(&mut self, view: View) -> Result<(), Refusal> {
+    fn add(&mut self, layout: Layout) -> Result<(), Refusal> {
         // Sizes and strides can be shared by tensors as names cannot.
-        self.text += self.path.len() + size_of_val(&*view.shape) + size_of_val(&*view.strides);
+        self.text += self.path.len() + size_of_val(&*layout.shape) + size_of_val(&*layout.strides);
         if self.contents.tensors.len() >= MAX_TENSORS || self.text > MAX_TEXT {
             return Err(too_large(
                 "it has too many tensors for one safetensors header",
             ));
         }
-        self.contents.add(&self.path, view)
+        self.contents.add(&self.path, layout)
     }
 
     fn report(&mut self, kind: &str, repr: String) -> Result<(), Refusal> {
@@ -477,7 +418,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             {
                 return true;
             }
-            push_children(pickle.get(id), &mut pending);
+            pickle.get(id).push_children(&mut pending);
         }
         false
     }
@@ -558,27 +499,4 @@ fn no_container(pickle: &Pickle, id: ObjectId) -> Refusal {
             format!("it holds a value of type {kind} and no tensors"),
         ),
     }
-}
-
-/// Adds what `object` holds, callables included.
-pub fn push_children(object: &Object, pending: &mut Vec<ObjectId>) {
-    match object {
-        Object::Tuple(items) | Object::FrozenSet(items) => pending.extend(items.iter()),
-        Object::List(items) | Object::Set(items) => pending.extend(items),
-        Object::Dict(entries) => {
-            pending.extend(entries.iter().flat_map(|(key, value)| [*key, *value]))
-        }
-        Object::Call(call) => {
-            pending.extend([call.callable, call.args]);
-            pending.extend(call.kwargs);
-            pending.extend(&call.state);
-            pending.extend(&call.appended);
-            pending.extend(call.items.iter().flat_map(|(key, value)| [*key, *value]));
-        }
-        _ => {}
-    }
-}
-
-fn too_large(what: &str) -> Refusal {
-    Refusal::new(Cause::TooLarge, what)
 }

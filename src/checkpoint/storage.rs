@@ -5,19 +5,20 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::refusal::{Cause, Refusal};
-use super::{Tensor, wire};
+use super::tensor::Tensor;
+use super::wire;
 
 /// A run of bytes that tensors are views of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Storage {
-    pub place: Place,
+    pub backing: Backing,
     /// Bytes.
     pub len: u64,
 }
 
 /// What the bytes of a storage are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Place {
+pub enum Backing {
     /// Those of the file, from this byte on.
     File(u64),
     /// Those of another file, an index into [`Checkpoint::companions`], from this
@@ -78,7 +79,7 @@ impl Storage {
     /// `len` bytes of the file, from `offset` on.
     pub fn in_file(offset: u64, len: u64) -> Storage {
         Storage {
-            place: Place::File(offset),
+            backing: Backing::File(offset),
             len,
         }
     }
@@ -87,16 +88,16 @@ impl Storage {
         let bytes = bytes.into();
         Storage {
             len: bytes.len() as u64,
-            place: Place::Memory(bytes),
+            backing: Backing::Memory(bytes),
         }
     }
 }
 
 /// The storages of one checkpoint, in the order they were asked for.
 #[derive(Debug, Default)]
-pub struct Table(Vec<Storage>);
+pub struct StorageTable(Vec<Storage>);
 
-impl Table {
+impl StorageTable {
     /// Adds a storage and gives its index.
     pub fn add(&mut self, storage: Storage) -> Result<u32, Refusal> {
         let index = u32::try_from(self.0.len())
@@ -110,8 +111,8 @@ impl Table {
     }
 }
 
-impl From<Table> for Vec<Storage> {
-    fn from(table: Table) -> Vec<Storage> {
+impl From<StorageTable> for Vec<Storage> {
+    fn from(table: StorageTable) -> Vec<Storage> {
         table.0
     }
 }

@@ -2,10 +2,29 @@
 //! those that follow each other in a file, with other bytes around them. Only as
 //! much of a file is read as the opcodes take.
 
+use super::error::{Error, Result};
 use super::refusal::{Cause, Refusal};
-use super::{Error, Result, danger};
-use crate::pickle::{self, ErrorKind, Failure, Limits, Pickle, ReadAt, Window};
-use crate::source::{self, Source};
+use super::verdict;
+use crate::pickle::{self, ErrorKind, Limits, ParseError, Pickle, ReadAt, Window};
+use crate::source::{self, Source, Span};
+
+/// Pickles are read where they lie in the file.
+impl ReadAt for Source {
+    type Error = source::Error;
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> source::Result<()> {
+        Source::read_exact_at(self, buffer, offset)
+    }
+}
+
+/// The same of a stretch of a file, with its own offsets.
+impl ReadAt for Span<'_> {
+    type Error = source::Error;
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> source::Result<()> {
+        Span::read_exact_at(self, buffer, offset)
+    }
+}
 
 /// Reads pickles one after the other.
 pub struct Pickles<'a> {
@@ -57,7 +76,7 @@ pub fn window(source: &Source) -> Window<'_, Source> {
 
 /// The pickle at the start of `bytes`, which must not be an attack.
 pub fn parse(bytes: &[u8]) -> Result<Pickle<'_>> {
-    harmless(pickle::parse(bytes, &Limits::default()).map_err(Failure::Pickle))
+    harmless(pickle::parse(bytes, &Limits::default()).map_err(ParseError::Pickle))
 }
 
 /// The pickle at `offset` of what `window` shows, which must not be an attack.
@@ -69,22 +88,22 @@ where
 }
 
 fn harmless<'p>(
-    pickle: std::result::Result<Pickle<'p>, Failure<source::Error>>,
+    pickle: std::result::Result<Pickle<'p>, ParseError<source::Error>>,
 ) -> Result<Pickle<'p>> {
     let pickle = pickle.map_err(refuse)?;
-    match danger::find(pickle.imports()) {
+    match verdict::find(pickle.imports()) {
         Some(attack) => Err(attack.into()),
         None => Ok(pickle),
     }
 }
 
 /// Why a pickle that cannot be read to its end is refused.
-pub fn refuse(failure: Failure<source::Error>) -> Error {
+pub fn refuse(failure: ParseError<source::Error>) -> Error {
     let error = match failure {
-        Failure::Pickle(error) => error,
-        Failure::Read(error) => return error.into(),
+        ParseError::Pickle(error) => error,
+        ParseError::Read(error) => return error.into(),
     };
-    if let Some(attack) = danger::find(&error.imports) {
+    if let Some(attack) = verdict::find(&error.imports) {
         return attack.into();
     }
     let cause = match error.kind {

@@ -1,17 +1,18 @@
 //! Named tensors become a safetensors file: its header, where its bytes come
 //! from, what it is called.
 
+mod boxes;
+mod decoded;
+mod extent;
 mod files;
-mod gather;
 mod header;
 pub mod index;
 pub mod names;
 mod plan;
 mod reader;
-mod stored;
+mod strided;
 mod tied_weights;
 mod ties;
-mod tiled;
 
 use std::io;
 use std::path::Path;
@@ -19,9 +20,10 @@ use std::sync::Arc;
 
 /// Why a file could not be planned.
 pub use crate::checkpoint::Error;
+pub use extent::Extent;
 pub use files::Files;
-pub use plan::{Data, Plan, Planned};
-pub use reader::{Reader, Stretch};
+pub use plan::{Plan, Planned};
+pub use reader::{Reader, Segment};
 
 use crate::checkpoint::{
     self, Checkpoint, Companions, Content, NativeTensor, Promise, Refusal, open_companions, sniff,

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
-use super::gather::Strided;
-use super::stored::Stored;
+use super::extent::{Extent, Stored};
 use super::{header, ties};
 use crate::checkpoint::{
     Cause, Checkpoint, Companion, MAX_HEADER, NativeTensor, Other, Refusal, Tensor,
@@ -51,15 +50,7 @@ pub struct Planned {
     pub start: u64,
     /// Bytes.
     pub len: u64,
-    pub data: Data,
-}
-
-/// Where a tensor's bytes come from.
-#[derive(Debug)]
-pub enum Data {
-    /// From the source as they lie there, from this byte on.
-    Range(u64),
-    Gathered(Box<Strided>),
+    pub extent: Extent,
 }
 
 impl Plan {
@@ -148,7 +139,7 @@ impl Plan {
                 shape,
                 start,
                 len,
-                data: data_of(tensor, &storages)?,
+                extent: extent_of(tensor, &storages)?,
             });
             start += len;
         }
@@ -162,7 +153,7 @@ impl Plan {
             size: header.len() as u64 + total,
             computed: planned
                 .iter()
-                .filter(|tensor| matches!(tensor.data, Data::Gathered(_)))
+                .filter(|tensor| matches!(tensor.extent, Extent::Assembled(_)))
                 .map(|tensor| tensor.len)
                 .sum(),
             header: header.into(),
@@ -186,7 +177,7 @@ impl Plan {
                 shape: tensor.shape,
                 start: tensor.offset,
                 len: tensor.len,
-                data: Data::Range(tensor.offset),
+                extent: Extent::Direct(tensor.offset),
             })
             .collect();
         Plan {
@@ -293,11 +284,11 @@ impl Plan {
     /// Bytes of memory that the plan takes, about.
     pub fn weight(&self) -> usize {
         let tensors = self.tensors.iter().map(|tensor| {
-            let gathered = match &tensor.data {
-                Data::Range(_) => 0,
-                Data::Gathered(_) => 64 + 16 * tensor.shape.len(),
+            let assembled = match &tensor.extent {
+                Extent::Direct(_) => 0,
+                Extent::Assembled(_) => 64 + 16 * tensor.shape.len(),
             };
-            size_of::<Planned>() + 4 + tensor.name.len() + 8 * tensor.shape.len() + gathered
+            size_of::<Planned>() + 4 + tensor.name.len() + 8 * tensor.shape.len() + assembled
         });
         let dropped = self.dropped.iter().map(|(name, _)| name.len() + 24);
         let others = self
@@ -318,19 +309,15 @@ fn by_name(tensors: &[Planned]) -> Box<[u32]> {
     indices
 }
 
-fn data_of(tensor: &Tensor, storages: &[Arc<Stored>]) -> Result<Data, Refusal> {
+fn extent_of(tensor: &Tensor, storages: &[Arc<Stored>]) -> Result<Extent, Refusal> {
     // Where a tensor without elements begins was not checked, and matters to nobody.
     if tensor.shape.contains(&0) {
-        return Ok(Data::Range(0));
+        return Ok(Extent::Direct(0));
     }
     let storage = storages
         .get(tensor.storage as usize)
         .ok_or_else(|| Refusal::new(Cause::Malformed, "a storage is missing"))?;
-    let view = Strided::new(tensor, storage.clone());
-    Ok(match view.contiguous() {
-        Some(start) => Data::Range(start),
-        None => Data::Gathered(Box::new(view)),
-    })
+    Ok(Extent::new(tensor, storage))
 }
 
 /// safetensors counts the values of `F4`, of which torch packs two into an element.

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 
+use super::extent::{Assembled, Extent};
 use super::files::Files;
-use super::gather::Strided;
-use super::plan::{Data, Plan};
+use super::plan::Plan;
 use crate::source::{Bytes, Result, Source};
 
-/// Gathered tensors are put together in blocks of about this many bytes, so that
+/// Assembled tensors are put together in blocks of about this many bytes, so that
 /// reads in sequence visit each stretch of the source once.
 const BLOCK: u64 = 4 << 20;
 /// Blocks kept for the reads that follow.
@@ -24,21 +24,21 @@ pub struct Reader {
     blocks: Mutex<LruCache<BlockKey, Block>>,
 }
 
-/// A gathered tensor and the number of a block of it.
+/// An assembled tensor and the number of a block of it.
 type BlockKey = (usize, u64);
 type Block = Arc<Vec<u8>>;
 
-/// Bytes of the source that lie together are told of as a [`Stretch`] of their own
+/// Bytes of the source that lie together are told of as a [`Segment`] of their own
 /// from this many on.
-const LYING: u64 = 256 << 10;
+const DIRECT: u64 = 256 << 10;
 
 /// How the bytes from some offset on come about, as far as all do so alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stretch {
+pub enum Segment {
     /// They lie in the source as they are, from byte `from` on.
-    Lying { from: u64, len: u64 },
+    Direct { from: u64, len: u64 },
     /// They are put together: [`Reader::read_to`] does that.
-    Made { len: u64 },
+    Assembled { len: u64 },
 }
 
 /// A stretch of the converted file that comes from one place.
@@ -47,7 +47,7 @@ enum Piece<'a> {
     /// Bytes from the start of the source.
     Source(u64, u64),
     /// Tensor, first byte, bytes.
-    Gathered(usize, &'a Strided, u64, u64),
+    Assembled(usize, &'a Assembled, u64, u64),
 }
 
 impl Reader {
@@ -93,23 +93,23 @@ impl Reader {
 
     /// How the bytes `[offset, offset + len)` of the converted file begin, cut at
     /// its end.
-    pub fn stretch(&self, offset: u64, len: u64) -> Stretch {
+    pub fn segment(&self, offset: u64, len: u64) -> Segment {
         let end = offset.saturating_add(len).min(self.plan.size());
         let start = offset.min(end);
         let mut at = start;
         while at < end {
             at += match self.piece(at, end) {
-                Piece::Source(from, len) if len >= LYING => {
+                Piece::Source(from, len) if len >= DIRECT => {
                     if at == start {
-                        return Stretch::Lying { from, len };
+                        return Segment::Direct { from, len };
                     }
                     break;
                 }
-                Piece::Source(_, len) | Piece::Gathered(_, _, _, len) => len,
+                Piece::Source(_, len) | Piece::Assembled(_, _, _, len) => len,
                 Piece::Header(bytes) => bytes.len() as u64,
             };
         }
-        Stretch::Made { len: at - start }
+        Segment::Assembled { len: at - start }
     }
 
     /// Fails with [`Error::Changed`](crate::source::Error::Changed) when one of the
@@ -171,9 +171,9 @@ impl Reader {
         };
         let skip = at - tensor.start;
         let len = (end - at).min(tensor.len - skip);
-        match &tensor.data {
-            Data::Range(from) => Piece::Source(from + skip, len),
-            Data::Gathered(view) => Piece::Gathered(index, view, skip, len),
+        match &tensor.extent {
+            Extent::Direct(from) => Piece::Source(from + skip, len),
+            Extent::Assembled(assembled) => Piece::Assembled(index, assembled, skip, len),
         }
     }
 
@@ -185,10 +185,10 @@ impl Reader {
                 out.resize(filled + *len as usize, 0);
                 self.source().read_exact_at(&mut out[filled..], *from)?;
             }
-            Piece::Gathered(tensor, view, skip, len) => {
-                let block_len = BLOCK - BLOCK % view.element();
+            Piece::Assembled(tensor, assembled, skip, len) => {
+                let block_len = BLOCK - BLOCK % assembled.element();
                 let number = skip / block_len;
-                let block = self.block(*tensor, view, number, block_len)?;
+                let block = self.block(*tensor, assembled, number, block_len)?;
                 let from = (skip - number * block_len) as usize;
                 let part = &block[from..];
                 out.extend_from_slice(&part[..part.len().min(*len as usize)]);
@@ -197,8 +197,14 @@ impl Reader {
         Ok(())
     }
 
-    /// Block `number` of a gathered tensor.
-    fn block(&self, tensor: usize, view: &Strided, number: u64, block_len: u64) -> Result<Block> {
+    /// Block `number` of an assembled tensor.
+    fn block(
+        &self,
+        tensor: usize,
+        assembled: &Assembled,
+        number: u64,
+        block_len: u64,
+    ) -> Result<Block> {
         let key = (tensor, number);
         let blocks = || self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(block) = blocks().get(&key) {
@@ -207,7 +213,7 @@ impl Reader {
         let start = number * block_len;
         let len = self.plan.tensors()[tensor].len - start;
         let mut block = vec![0; len.min(block_len) as usize];
-        view.read(&self.files, start / view.element(), &mut block)?;
+        assembled.read(&self.files, start / assembled.element(), &mut block)?;
         let block = Arc::new(block);
         blocks().put(key, block.clone());
         Ok(block)

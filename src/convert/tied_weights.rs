@@ -11,10 +11,10 @@ use std::sync::LazyLock;
 use serde_json::Value;
 
 /// Class name to the names it calls tied.
-type Table = HashMap<String, HashSet<String>>;
+type TiedNames = HashMap<String, HashSet<String>>;
 
 /// Newest release first. The tables differ for a few classes.
-static TABLES: LazyLock<[Table; 2]> = LazyLock::new(|| {
+static TABLES: LazyLock<[TiedNames; 2]> = LazyLock::new(|| {
     [
         parse(include_str!("tied_weights/transformers-5.23.0.json")),
         parse(include_str!("tied_weights/transformers-4.57.0.json")),
@@ -27,7 +27,7 @@ pub fn tied(architecture: &str) -> Option<&'static HashSet<String>> {
 }
 
 /// Classes map to a list of names (4.x) or to an object from name to source (5.x).
-fn parse(json: &str) -> Table {
+fn parse(json: &str) -> TiedNames {
     let classes: HashMap<String, Value> = serde_json::from_str(json).unwrap_or_default();
     let names = |value: Value| match value {
         Value::Array(names) => names

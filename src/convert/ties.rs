@@ -21,7 +21,7 @@ pub struct Ties {
 
 /// Two tensors with equal views hold the same elements in the same shape.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct View<'a> {
+struct Elements<'a> {
     storage: u32,
     dtype: Dtype,
     offset: u64,
@@ -35,7 +35,7 @@ struct View<'a> {
 /// byte order of those not in `tied`, or of all when all are. Tensors without
 /// elements share nothing and always stay.
 pub fn find(tensors: &[Tensor], tied: Option<&HashSet<String>>) -> Ties {
-    let mut groups: BTreeMap<View, Vec<usize>> = BTreeMap::new();
+    let mut groups: BTreeMap<Elements, Vec<usize>> = BTreeMap::new();
     let mut ties = Ties::default();
     let mut views: HashMap<u32, u32> = HashMap::with_capacity(tensors.len());
     for tensor in tensors {
@@ -47,7 +47,7 @@ pub fn find(tensors: &[Tensor], tied: Option<&HashSet<String>>) -> Ties {
             ties.kept.push(index);
             continue;
         }
-        let view = View {
+        let elements = Elements {
             storage: tensor.storage,
             dtype: tensor.dtype,
             offset: tensor.offset,
@@ -55,7 +55,7 @@ pub fn find(tensors: &[Tensor], tied: Option<&HashSet<String>>) -> Ties {
             strides: steps(tensor),
             lazy: tensor.lazy,
         };
-        groups.entry(view).or_default().push(index);
+        groups.entry(elements).or_default().push(index);
     }
     let is_tied = |index: &usize| tied.is_some_and(|tied| tied.contains(&tensors[*index].name));
     for group in groups.into_values() {

@@ -36,7 +36,7 @@ impl std::error::Error for Error {}
 
 /// Why there is no pickle where one is read through a [`Window`](super::Window).
 #[derive(Debug, thiserror::Error)]
-pub enum Failure<E> {
+pub enum ParseError<E> {
     /// The bytes are no pickle.
     #[error(transparent)]
     Pickle(#[from] Error),

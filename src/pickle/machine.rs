@@ -7,15 +7,16 @@ use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::sync::Arc;
 
-use super::error::{Error, ErrorKind, Failure, Stop};
+use super::error::{Error, ErrorKind, ParseError, Stop};
 use super::input::Input;
 use super::limits::Limits;
 use super::memo::Memo;
-use super::object::{Call, CallKind, Import, Object, ObjectId, Payload, Span, Str};
+use super::object::{ByteRange, Call, CallKind, Import, Object, ObjectId, Payload, Str};
 use super::objects::Objects;
 use super::opcode::{Argument, Opcode};
-use super::reader::Reader;
-use super::{Pickle, Step, text};
+use super::operands::Operands;
+use super::parsed::{Pickle, Step};
+use super::text;
 
 type Result<T> = std::result::Result<T, ErrorKind>;
 
@@ -23,7 +24,7 @@ type Result<T> = std::result::Result<T, ErrorKind>;
 const NAME_BYTES: &str = "bytes in the module or name of an import";
 
 pub(super) struct Machine<'a, 'l> {
-    reader: Reader<'a>,
+    operands: Operands<'a>,
     limits: &'l Limits,
     /// Payloads longer than this are left apart.
     apart: u64,
@@ -63,7 +64,7 @@ impl<'a, 'l> Machine<'a, 'l> {
     /// At byte `offset` of the input.
     pub(super) fn new<I: Input<'a>>(input: &I, offset: u64, limits: &'l Limits) -> Machine<'a, 'l> {
         Machine {
-            reader: Reader::new(offset, input.end()),
+            operands: Operands::new(offset, input.end()),
             limits,
             apart: input.apart(limits),
             objects: Objects::default(),
@@ -86,15 +87,15 @@ impl<'a, 'l> Machine<'a, 'l> {
     pub(super) fn resume<I: Input<'a>>(
         &mut self,
         input: &I,
-    ) -> std::result::Result<Step<'a>, Failure<I::Error>> {
+    ) -> std::result::Result<Step<'a>, ParseError<I::Error>> {
         self.run(input).map_err(|stop| self.failure(stop))
     }
 
     /// What stopped the machine, with the place.
-    pub(super) fn failure<E>(&mut self, stop: Stop<E>) -> Failure<E> {
+    pub(super) fn failure<E>(&mut self, stop: Stop<E>) -> ParseError<E> {
         match stop {
-            Stop::Read(error) => Failure::Read(error),
-            Stop::Kind(kind) => Failure::Pickle(Error {
+            Stop::Read(error) => ParseError::Read(error),
+            Stop::Kind(kind) => ParseError::Pickle(Error {
                 offset: self.offset,
                 opcode: self.opcode.map(Opcode::name),
                 kind,
@@ -107,9 +108,10 @@ impl<'a, 'l> Machine<'a, 'l> {
     fn run<I: Input<'a>>(&mut self, input: &I) -> std::result::Result<Step<'a>, Stop<I::Error>> {
         loop {
             self.opcode = None;
-            self.offset = self.reader.position();
-            self.reader.hold(input, 1 + Argument::FIXED, self.limits)?;
-            let byte = self.reader.opcode()?;
+            self.offset = self.operands.position();
+            self.operands
+                .hold(input, 1 + Argument::FIXED, self.limits)?;
+            let byte = self.operands.opcode()?;
             let opcode = Opcode::from_byte(byte).ok_or(ErrorKind::UnknownOpcode(byte))?;
             self.opcode = Some(opcode);
             self.executed += 1;
@@ -119,13 +121,13 @@ impl<'a, 'l> Machine<'a, 'l> {
             if opcode == Opcode::Stop {
                 // Where a frame goes on after STOP, readers do not agree on
                 // where the next pickle begins.
-                self.reader.end_frame()?;
+                self.operands.end_frame()?;
                 return Ok(Step::Done(Pickle {
                     root: self.pop()?,
                     objects: mem::take(&mut self.objects),
                     imports: mem::take(&mut self.imports),
                     calls: self.calls,
-                    end: self.reader.position(),
+                    end: self.operands.position(),
                 }));
             }
             self.hold_argument(input, opcode)?;
@@ -143,7 +145,7 @@ impl<'a, 'l> Machine<'a, 'l> {
         input: &I,
         opcode: Opcode,
     ) -> std::result::Result<(), Stop<I::Error>> {
-        if self.reader.holds_all() {
+        if self.operands.holds_all() {
             return Ok(());
         }
         let lines = |count: usize, length: usize| (count, length.saturating_add(1) as u64);
@@ -159,16 +161,16 @@ impl<'a, 'l> Machine<'a, 'l> {
         };
         let longest = length.saturating_mul(count as u64);
         loop {
-            let held = self.reader.held();
+            let held = self.operands.held();
             let newlines = held.iter().filter(|&&byte| byte == b'\n');
             if newlines.take(count).count() == count
                 || held.len() as u64 >= longest
-                || self.reader.holds_all()
+                || self.operands.holds_all()
             {
                 return Ok(());
             }
             let more = (held.len() as u64 + 1).saturating_mul(2).min(longest);
-            self.reader.hold(input, more, self.limits)?;
+            self.operands.hold(input, more, self.limits)?;
         }
     }
 
@@ -181,7 +183,7 @@ impl<'a, 'l> Machine<'a, 'l> {
         longest: u64,
     ) -> std::result::Result<(), Stop<I::Error>> {
         let mut length = [0; 8];
-        for (to, from) in length[..width].iter_mut().zip(self.reader.held()) {
+        for (to, from) in length[..width].iter_mut().zip(self.operands.held()) {
             *to = *from;
         }
         let length = u64::from_le_bytes(length);
@@ -189,7 +191,7 @@ impl<'a, 'l> Machine<'a, 'l> {
             return Ok(());
         }
         let argument = length.saturating_add(width as u64);
-        self.reader.hold(input, argument, self.limits)
+        self.operands.hold(input, argument, self.limits)
     }
 
     fn check_memory(&self) -> Result<()> {
@@ -199,7 +201,7 @@ impl<'a, 'l> Machine<'a, 'l> {
             + self.stack.capacity() * size_of::<ObjectId>()
             + self.marks.capacity() * size_of::<usize>()
             + self.unhashable_tuples.capacity() * (size_of::<ObjectId>() + 1);
-        let most = self.limits.memory_after(self.reader.taken());
+        let most = self.limits.memory_after(self.operands.taken());
         if memory as u64 > most {
             return Err(limit("bytes of memory", most));
         }
@@ -210,7 +212,7 @@ impl<'a, 'l> Machine<'a, 'l> {
 /// What the machine shows between two steps, and what it is told there.
 impl<'a> Machine<'a, '_> {
     pub(super) fn position(&self) -> u64 {
-        self.reader.position()
+        self.operands.position()
     }
 
     pub(super) fn objects(&self) -> &Objects<'a> {
@@ -225,15 +227,15 @@ impl<'a> Machine<'a, '_> {
         &mut self,
         input: &I,
     ) -> std::result::Result<Option<u8>, Stop<I::Error>> {
-        self.reader.hold(input, 1, self.limits)?;
-        Ok(self.reader.held().first().copied())
+        self.operands.hold(input, 1, self.limits)?;
+        Ok(self.operands.held().first().copied())
     }
 
-    pub(super) fn claim(&mut self, built: ObjectId, gap: u64, len: u64) -> Result<Span> {
+    pub(super) fn claim(&mut self, built: ObjectId, gap: u64, len: u64) -> Result<ByteRange> {
         if self.objects.raw(built).is_some() {
             return Err(ErrorKind::RawTwice);
         }
-        let span = self.reader.raw(gap, len)?;
+        let span = self.operands.raw(gap, len)?;
         self.objects.set_raw(built, span);
         Ok(span)
     }

@@ -51,18 +51,18 @@ mod memo;
 mod object;
 mod objects;
 mod opcode;
+mod operands;
+mod parsed;
 mod parser;
-mod reader;
 mod text;
 
-use std::ops::Deref;
-
-pub use error::{Error, ErrorKind, Failure};
+pub use error::{Error, ErrorKind, ParseError};
 pub use input::{ReadAt, Window};
 pub use limits::Limits;
-pub use object::{Call, CallKind, Import, Object, ObjectId, Payload, PersistentId, Span, Str};
+pub use object::{ByteRange, Call, CallKind, Import, Object, ObjectId, Payload, PersistentId, Str};
 pub use objects::Objects;
-pub use parser::{Parser, Step};
+pub use parsed::{Pickle, Step};
+pub use parser::Parser;
 
 use machine::Machine;
 
@@ -77,8 +77,8 @@ pub fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Pickle<'a>, Error> 
         match machine.resume(&input) {
             Ok(Step::Built(_)) => {}
             Ok(Step::Done(pickle)) => return Ok(pickle),
-            Err(Failure::Pickle(error)) => return Err(error),
-            Err(Failure::Read(never)) => match never {},
+            Err(ParseError::Pickle(error)) => return Err(error),
+            Err(ParseError::Read(never)) => match never {},
         }
     }
 }
@@ -94,7 +94,7 @@ pub fn parse_at<'a, R: ReadAt + ?Sized>(
     window: &'a Window<'_, R>,
     offset: u64,
     limits: &Limits,
-) -> Result<Pickle<'a>, Failure<R::Error>> {
+) -> Result<Pickle<'a>, ParseError<R::Error>> {
     let mut parser = Parser::new(window, offset, limits);
     loop {
         if let Step::Done(pickle) = parser.resume()? {
@@ -106,51 +106,4 @@ pub fn parse_at<'a, R: ReadAt + ?Sized>(
 /// Whether `byte` is an opcode of protocols 0 to 5.
 pub fn is_opcode(byte: u8) -> bool {
     opcode::Opcode::from_byte(byte).is_some()
-}
-
-/// One pickle: its [`Objects`], which it dereferences to, and the facts of its
-/// stream.
-#[derive(Debug, Clone)]
-pub struct Pickle<'a> {
-    objects: Objects<'a>,
-    root: ObjectId,
-    imports: Vec<Import>,
-    calls: u64,
-    end: u64,
-}
-
-impl<'a> Deref for Pickle<'a> {
-    type Target = Objects<'a>;
-
-    fn deref(&self) -> &Objects<'a> {
-        &self.objects
-    }
-}
-
-impl Pickle<'_> {
-    /// The object the pickle is of.
-    pub fn root(&self) -> ObjectId {
-        self.root
-    }
-
-    /// Whether it refers to an object outside of it.
-    pub fn has_persistent(&self) -> bool {
-        let mut ids = self.objects.ids();
-        ids.any(|id| matches!(self.objects.get(id), Object::Persistent(_)))
-    }
-
-    /// The offset of what follows its STOP, from the start of the slice or file.
-    pub fn end(&self) -> u64 {
-        self.end
-    }
-
-    /// Every distinct import, used or not, in the order of the stream.
-    pub fn imports(&self) -> &[Import] {
-        &self.imports
-    }
-
-    /// How many calls the pickle makes when it is loaded, used or not.
-    pub fn calls(&self) -> u64 {
-        self.calls
-    }
 }

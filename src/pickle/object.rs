@@ -68,6 +68,25 @@ pub enum Object<'a> {
 }
 
 impl Object<'_> {
+    /// Adds what the object holds to `pending`, callables included.
+    pub fn push_children(&self, pending: &mut Vec<ObjectId>) {
+        match self {
+            Object::Tuple(items) | Object::FrozenSet(items) => pending.extend(items.iter()),
+            Object::List(items) | Object::Set(items) => pending.extend(items),
+            Object::Dict(entries) => {
+                pending.extend(entries.iter().flat_map(|(key, value)| [*key, *value]));
+            }
+            Object::Call(call) => {
+                pending.extend([call.callable, call.args]);
+                pending.extend(call.kwargs);
+                pending.extend(&call.state);
+                pending.extend(&call.appended);
+                pending.extend(call.items.iter().flat_map(|(key, value)| [*key, *value]));
+            }
+            _ => {}
+        }
+    }
+
     /// The type in the words of an error.
     pub(super) fn type_name(&self) -> &'static str {
         match self {
@@ -114,7 +133,7 @@ impl Object<'_> {
 
 /// A run of bytes in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Span {
+pub struct ByteRange {
     /// Bytes from the start of the file.
     pub offset: u64,
     /// Bytes.
@@ -128,7 +147,7 @@ pub enum Payload<'a> {
     Here(Cow<'a, [u8]>),
     /// Not read: longer than [`Limits::apart`](super::Limits::apart) in a pickle
     /// read through a [`Window`](super::Window).
-    Apart(Span),
+    Apart(ByteRange),
 }
 
 impl Payload<'_> {
@@ -164,7 +183,7 @@ pub enum Str<'a> {
     Surrogates(Cow<'a, [u8]>),
     /// Text that was not read, see [`Payload::Apart`]. Whether these bytes are
     /// UTF-8 has not been looked at.
-    Apart(Span),
+    Apart(ByteRange),
 }
 
 impl<'a> Str<'a> {

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::object::{Call, Object, ObjectId, Span};
+use super::object::{ByteRange, Call, Object, ObjectId};
 
 /// The objects made so far, each under its [`ObjectId`].
 #[derive(Debug, Clone, Default)]
 pub struct Objects<'a> {
     arena: Vec<Object<'a>>,
     /// Raw bytes in the stream that belong to the result of a call.
-    raw: HashMap<ObjectId, Span>,
+    raw: HashMap<ObjectId, ByteRange>,
 }
 
 /// For the machine.
@@ -31,14 +31,14 @@ impl<'a> Objects<'a> {
         &mut self.arena[id.index()]
     }
 
-    pub(super) fn set_raw(&mut self, id: ObjectId, span: Span) {
+    pub(super) fn set_raw(&mut self, id: ObjectId, span: ByteRange) {
         self.raw.insert(id, span);
     }
 
     /// Bytes of memory without what the objects hold, about.
     pub(super) fn memory(&self) -> usize {
         self.arena.capacity() * size_of::<Object>()
-            + self.raw.capacity() * (size_of::<(ObjectId, Span)>() + 1)
+            + self.raw.capacity() * (size_of::<(ObjectId, ByteRange)>() + 1)
     }
 }
 
@@ -55,7 +55,7 @@ impl<'a> Objects<'a> {
 
     /// The raw bytes that follow the BUILD of this object in the stream, see
     /// [`Parser::claim`](super::Parser::claim).
-    pub fn raw(&self, id: ObjectId) -> Option<Span> {
+    pub fn raw(&self, id: ObjectId) -> Option<ByteRange> {
         self.raw.get(&id).copied()
     }
 

@@ -1,27 +1,18 @@
 //! Reading a pickle in steps, for streams that carry more than opcodes.
 
-use super::error::{Failure, Stop};
+use super::error::{ParseError, Stop};
 use super::input::{ReadAt, Window};
 use super::limits::Limits;
 use super::machine::Machine;
-use super::object::{ObjectId, Span};
+use super::object::{ByteRange, Import, ObjectId};
 use super::objects::Objects;
-use super::{Import, Pickle};
+use super::parsed::Step;
 
 /// Reads one pickle and pauses after every BUILD, which is where joblib puts the
 /// bytes of an array.
 pub struct Parser<'a, 'l, 's, R: ReadAt + ?Sized> {
     window: &'a Window<'s, R>,
     machine: Machine<'a, 'l>,
-}
-
-/// How far a pickle has been read.
-#[derive(Debug)]
-pub enum Step<'a> {
-    /// BUILD has given a state to this object, the result of a call.
-    Built(ObjectId),
-    /// The pickle has ended. There is nothing more to resume.
-    Done(Pickle<'a>),
 }
 
 impl<'a, 'l, 's, R: ReadAt + ?Sized> Parser<'a, 'l, 's, R> {
@@ -43,7 +34,7 @@ impl<'a, 'l, 's, R: ReadAt + ?Sized> Parser<'a, 'l, 's, R> {
     ///
     /// The first opcode that cannot be executed, or bytes that cannot be read.
     /// Either ends the pickle.
-    pub fn resume(&mut self) -> Result<Step<'a>, Failure<R::Error>> {
+    pub fn resume(&mut self) -> Result<Step<'a>, ParseError<R::Error>> {
         self.machine.resume(&self.window)
     }
 
@@ -67,7 +58,7 @@ impl<'a, 'l, 's, R: ReadAt + ?Sized> Parser<'a, 'l, 's, R> {
     /// # Errors
     ///
     /// It cannot be read.
-    pub fn peek(&mut self) -> Result<Option<u8>, Failure<R::Error>> {
+    pub fn peek(&mut self) -> Result<Option<u8>, ParseError<R::Error>> {
         let peeked = self.machine.peek(&self.window);
         peeked.map_err(|stop| self.failure(stop))
     }
@@ -84,12 +75,12 @@ impl<'a, 'l, 's, R: ReadAt + ?Sized> Parser<'a, 'l, 's, R> {
         built: ObjectId,
         gap: u64,
         len: u64,
-    ) -> Result<Span, Failure<R::Error>> {
+    ) -> Result<ByteRange, ParseError<R::Error>> {
         let claimed = self.machine.claim(built, gap, len);
         claimed.map_err(|kind| self.failure(kind.into()))
     }
 
-    fn failure(&mut self, stop: Stop<R::Error>) -> Failure<R::Error> {
+    fn failure(&mut self, stop: Stop<R::Error>) -> ParseError<R::Error> {
         self.machine.failure(stop)
     }
 }

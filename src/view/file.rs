@@ -11,7 +11,7 @@ use super::reading::Reading;
 use super::usage::{Opened, Tier, Usage};
 use super::{Error, Result};
 use crate::cache::Kept;
-use crate::convert::{Data, Planned, Reader, Stretch};
+use crate::convert::{Extent, Planned, Reader, Segment};
 use crate::source::{Bytes, Source};
 
 /// A file open for reading. Reads may run from many threads at once.
@@ -81,7 +81,7 @@ impl Tensor {
         let plan = self.reader.plan();
         let tensor = plan.tensors().get(self.index);
         if plan.is_computed()
-            && tensor.is_some_and(|tensor| matches!(tensor.data, Data::Gathered(_)))
+            && tensor.is_some_and(|tensor| matches!(tensor.extent, Extent::Assembled(_)))
         {
             // What is computed now is not to be computed again.
             self.promotion.want();
@@ -160,7 +160,7 @@ impl OpenFile {
         let plan = converted.reader.plan();
         let header = plan.header().len() as u64;
         let lies_there =
-            |tensor: &&Planned| tensor.len > 0 && matches!(tensor.data, Data::Range(_));
+            |tensor: &&Planned| tensor.len > 0 && matches!(tensor.extent, Extent::Direct(_));
         let starts = plan.tensors().iter().filter(lies_there);
         std::iter::once(0..header)
             .chain(starts.map(|tensor| tensor.start..tensor.start + 1))
@@ -224,7 +224,7 @@ impl Converted {
 
     /// The page cache has these bytes now, and need not have them twice.
     fn passed(self: &Arc<Self>, offset: u64, len: u64) {
-        if let Stretch::Lying { from, len } = self.reader.stretch(offset, len) {
+        if let Segment::Direct { from, len } = self.reader.segment(offset, len) {
             let path = &self.promotion.origin.path;
             self.behind.pass(self, path, from, len);
         }

@@ -4,7 +4,7 @@
 use std::fs;
 
 use proptest::prelude::*;
-use stfs::checkpoint::{self, Checkpoint, Error, Place, Promise, sniff};
+use stfs::checkpoint::{self, Backing, Checkpoint, Error, Promise, sniff};
 use stfs::convert::SameDirectory;
 use stfs::source::Source;
 
@@ -55,7 +55,7 @@ fn checkpoint(bytes: &[u8]) -> Option<Checkpoint> {
 /// Every element of every tensor lies in its storage, and that in the file.
 fn assert_inside(checkpoint: &Checkpoint, size: u64) {
     for storage in &checkpoint.storages {
-        let Place::File(offset) = storage.place else {
+        let Backing::File(offset) = storage.backing else {
             continue;
         };
         assert!(offset.checked_add(storage.len).unwrap() <= size);

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use safetensors::Dtype;
-use stfs::checkpoint::{Lazy, Place, Storage, Tensor};
+use stfs::checkpoint::{Backing, Lazy, Storage, Tensor};
 use stfs::convert::Reader;
 
 use super::{all, file, owned, reader};
@@ -196,7 +196,7 @@ fn nothing_is_read_of_a_view_without_elements() {
     tensor.strides = [u64::MAX].into();
     let source = file(&[1; 16]);
     let mut checkpoint = super::one_storage(8, vec![tensor]);
-    checkpoint.storages[0].place = Place::File(8);
+    checkpoint.storages[0].backing = Backing::File(8);
     let reader = reader(source.path(), checkpoint);
     assert_eq!(all(&reader).len(), reader.plan().header().len());
     assert!(owned(reader.read_tensor(0, 0, 10).unwrap()).is_empty());

@@ -6,7 +6,7 @@
 //! in `<>`, and an object within itself is `...`. Bytes that were not read are
 //! `bytes[offset; length]`, text `str[..]`; those between opcodes are `raw [..]`.
 
-use stfs::pickle::{CallKind, Object, ObjectId, Payload, PersistentId, Pickle, Span, Str};
+use stfs::pickle::{ByteRange, CallKind, Object, ObjectId, Payload, PersistentId, Pickle, Str};
 
 pub fn repr(pickle: &Pickle<'_>, id: ObjectId) -> String {
     Repr {
@@ -125,7 +125,7 @@ fn payload(payload: &Payload) -> String {
     }
 }
 
-fn apart(span: &Span) -> String {
+fn apart(span: &ByteRange) -> String {
     format!("[{}; {}]", span.offset, span.len)
 }
 

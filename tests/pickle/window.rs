@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 use stfs::pickle::{
-    Error, Failure, Limits, Object, ObjectId, Parser, Payload, Pickle, ReadAt, Span, Step, Str,
-    Window, parse, parse_at,
+    ByteRange, Error, Limits, Object, ObjectId, ParseError, Parser, Payload, Pickle, ReadAt, Step,
+    Str, Window, parse, parse_at,
 };
 
 use super::accepted::ACCEPTED;
@@ -67,10 +67,10 @@ impl ReadAt for Bad<'_> {
     }
 }
 
-fn pickle_error<T>(result: Result<T, Failure<Infallible>>) -> Result<T, Error> {
+fn pickle_error<T>(result: Result<T, ParseError<Infallible>>) -> Result<T, Error> {
     result.map_err(|failure| match failure {
-        Failure::Pickle(error) => error,
-        Failure::Read(never) => match never {},
+        ParseError::Pickle(error) => error,
+        ParseError::Read(never) => match never {},
     })
 }
 
@@ -252,7 +252,7 @@ fn arrays_are_not_read() {
     };
     assert_eq!(arrays.len() as u64, ARRAYS);
     for (&array, index) in arrays.iter().zip(0..) {
-        let span = Span {
+        let span = ByteRange {
             offset: 3 + index * pitch + 9,
             len: LEN,
         };
@@ -323,7 +323,7 @@ fn failing_reads_are_no_refusals() {
     assert_eq!(parse(4096..8000).unwrap(), length);
     for bad in [0..1, 7..8, length - 3..length - 2, length - 1..length] {
         match parse(bad.clone()) {
-            Err(Failure::Read(error)) => assert_eq!(error.kind(), io::ErrorKind::TimedOut),
+            Err(ParseError::Read(error)) => assert_eq!(error.kind(), io::ErrorKind::TimedOut),
             other => panic!("{bad:?}: {other:?}"),
         }
     }
@@ -332,7 +332,7 @@ fn failing_reads_are_no_refusals() {
 /// Text that was not read has no bytes to show.
 #[test]
 fn text_left_apart_has_no_text() {
-    let text = Str::Apart(Span { offset: 1, len: 2 });
+    let text = Str::Apart(ByteRange { offset: 1, len: 2 });
     assert_eq!(text.as_str(), None);
     assert_eq!(text.as_bytes(), None);
 }

@@ -10,8 +10,8 @@ use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use safetensors::Dtype;
 use stfs::cache::{Error, Promotion, Verdict};
-use stfs::checkpoint::{Checkpoint, Codec, Companion, Encoded, Lazy, Place, Storage, Tensor};
-use stfs::convert::{self, Reader, Stretch};
+use stfs::checkpoint::{Backing, Checkpoint, Codec, Companion, Encoded, Lazy, Storage, Tensor};
+use stfs::convert::{self, Reader, Segment};
 use stfs::source::Source;
 use tempfile::tempdir;
 
@@ -139,7 +139,7 @@ fn tensors_that_are_deflated_and_swapped_and_in_memory() {
         tensors: vec![bytes_tensor("a", 0, content.len()), swapped],
         storages: vec![
             Storage {
-                place: Place::Decoded(encoded),
+                backing: Backing::Decoded(encoded),
                 len: content.len() as u64,
             },
             Storage::in_memory([1, 2, 3, 4]),
@@ -164,7 +164,7 @@ fn tensors_in_another_file() {
     let checkpoint = || Checkpoint {
         tensors: vec![bytes_tensor("t", 0, content.len() - 3)],
         storages: vec![Storage {
-            place: Place::Companion { file: 0, offset: 3 },
+            backing: Backing::Companion { file: 0, offset: 3 },
             len: content.len() as u64 - 3,
         }],
         companions: vec![Companion {
@@ -258,16 +258,25 @@ fn stretches_cover_the_file() {
     let (reader, wanted) = model(&folder.path().join("m.pt"), 1, MIB);
     let size = wanted.len() as u64;
     let header = HEADER as u64;
-    assert_eq!(reader.stretch(0, u64::MAX), Stretch::Made { len: header });
-    let rest = Stretch::Lying {
+    assert_eq!(
+        reader.segment(0, u64::MAX),
+        Segment::Assembled { len: header }
+    );
+    let rest = Segment::Direct {
         from: 0,
         len: size - header,
     };
-    assert_eq!(reader.stretch(header, u64::MAX), rest);
-    assert_eq!(reader.stretch(0, 1000), Stretch::Made { len: 1000 });
-    assert_eq!(reader.stretch(header, 1000), Stretch::Made { len: 1000 });
-    assert_eq!(reader.stretch(size, 1000), Stretch::Made { len: 0 });
-    assert_eq!(reader.stretch(u64::MAX, u64::MAX), Stretch::Made { len: 0 });
+    assert_eq!(reader.segment(header, u64::MAX), rest);
+    assert_eq!(reader.segment(0, 1000), Segment::Assembled { len: 1000 });
+    assert_eq!(
+        reader.segment(header, 1000),
+        Segment::Assembled { len: 1000 }
+    );
+    assert_eq!(reader.segment(size, 1000), Segment::Assembled { len: 0 });
+    assert_eq!(
+        reader.segment(u64::MAX, u64::MAX),
+        Segment::Assembled { len: 0 }
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::error::Error;
 use super::locks::Claim;
-use crate::convert::{Reader, Stretch};
+use crate::convert::{Reader, Segment};
 use crate::source;
 
 /// Bytes between two looks at the source, and at the caller's wishes.
@@ -46,9 +46,9 @@ impl<'a> Copy<'a> {
         let mut at = 0;
         while at < size {
             // Whole chunks of the copy lie in the largest folios there are.
-            at += match self.reader.stretch(at, CHUNK - at % CHUNK) {
-                Stretch::Lying { from, len } => self.copy(from, at, len)?,
-                Stretch::Made { len } => self.write(at, len)?,
+            at += match self.reader.segment(at, CHUNK - at % CHUNK) {
+                Segment::Direct { from, len } => self.copy(from, at, len)?,
+                Segment::Assembled { len } => self.write(at, len)?,
             };
             self.reader.check().map_err(|error| self.lost(error))?;
             if step(at).is_break() {

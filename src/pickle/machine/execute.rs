@@ -12,13 +12,13 @@ impl<'a> Machine<'a, '_> {
     pub(super) fn execute(&mut self, opcode: Opcode) -> Result<()> {
         match opcode {
             Opcode::Stop => Ok(()),
-            Opcode::Proto => match self.reader.u8()? {
+            Opcode::Proto => match self.operands.u8()? {
                 0..=5 => Ok(()),
                 protocol => Err(ErrorKind::UnknownProtocol(protocol)),
             },
             Opcode::Frame => {
-                let length = self.reader.u64()?;
-                self.reader.begin_frame(length)
+                let length = self.operands.u64()?;
+                self.operands.begin_frame(length)
             }
 
             // Scalars.
@@ -33,23 +33,23 @@ impl<'a> Machine<'a, '_> {
                 self.push_new(value)
             }
             Opcode::BinInt => {
-                let value = self.reader.i32()?;
+                let value = self.operands.i32()?;
                 self.push_new(Object::Int(value.into()))
             }
             Opcode::BinInt1 => {
-                let value = self.reader.u8()?;
+                let value = self.operands.u8()?;
                 self.push_small(value)
             }
             Opcode::BinInt2 => {
-                let value = self.reader.u16()?;
+                let value = self.operands.u16()?;
                 self.push_new(Object::Int(value.into()))
             }
             Opcode::Long1 => {
-                let length = self.reader.u8()?;
+                let length = self.operands.u8()?;
                 self.long(length.into())
             }
             Opcode::Long4 => {
-                let length = self.reader.signed_length()?;
+                let length = self.operands.signed_length()?;
                 self.long(length)
             }
             Opcode::Float => {
@@ -57,53 +57,53 @@ impl<'a> Machine<'a, '_> {
                 self.push_new(Object::Float(value))
             }
             Opcode::BinFloat => {
-                let value = f64::from_be_bytes(self.reader.array()?);
+                let value = f64::from_be_bytes(self.operands.array()?);
                 self.push_new(Object::Float(value))
             }
 
             // Text and bytes.
             Opcode::String => {
-                let bytes = text::quoted(self.reader.line()?)?;
+                let bytes = text::quoted(self.operands.line()?)?;
                 self.push_new(Object::String8(Payload::Here(bytes)))
             }
             Opcode::BinString => {
-                let length = self.reader.signed_length()?;
+                let length = self.operands.signed_length()?;
                 self.string8(length)
             }
             Opcode::ShortBinString => {
-                let length = self.reader.u8()?;
+                let length = self.operands.u8()?;
                 self.string8(length.into())
             }
             Opcode::Unicode => {
-                let text = text::raw_unicode_escape(self.reader.line()?)?;
+                let text = text::raw_unicode_escape(self.operands.line()?)?;
                 self.push_new(Object::Str(text))
             }
             Opcode::ShortBinUnicode => {
-                let length = self.reader.u8()?;
+                let length = self.operands.u8()?;
                 self.unicode(length.into())
             }
             Opcode::BinUnicode => {
-                let length = self.reader.u32()?;
+                let length = self.operands.u32()?;
                 self.unicode(length.into())
             }
             Opcode::BinUnicode8 => {
-                let length = self.reader.u64()?;
+                let length = self.operands.u64()?;
                 self.unicode(length)
             }
             Opcode::ShortBinBytes => {
-                let length = self.reader.u8()?;
+                let length = self.operands.u8()?;
                 self.bytes(length.into())
             }
             Opcode::BinBytes => {
-                let length = self.reader.u32()?;
+                let length = self.operands.u32()?;
                 self.bytes(length.into())
             }
             Opcode::BinBytes8 => {
-                let length = self.reader.u64()?;
+                let length = self.operands.u64()?;
                 self.bytes(length)
             }
             Opcode::ByteArray8 => {
-                let length = self.reader.u64()?;
+                let length = self.operands.u64()?;
                 let bytes = self.payload(length)?;
                 self.push_new(Object::ByteArray(bytes))
             }
@@ -183,11 +183,11 @@ impl<'a> Machine<'a, '_> {
                 self.get(index)
             }
             Opcode::BinGet => {
-                let index = self.reader.u8()?;
+                let index = self.operands.u8()?;
                 self.get(index.into())
             }
             Opcode::LongBinGet => {
-                let index = self.reader.u32()?;
+                let index = self.operands.u32()?;
                 self.get(index.into())
             }
             Opcode::Put => {
@@ -195,11 +195,11 @@ impl<'a> Machine<'a, '_> {
                 self.put(index)
             }
             Opcode::BinPut => {
-                let index = self.reader.u8()?;
+                let index = self.operands.u8()?;
                 self.put(index.into())
             }
             Opcode::LongBinPut => {
-                let index = self.reader.u32()?;
+                let index = self.operands.u32()?;
                 self.put(index.into())
             }
             Opcode::Memoize => self.put(self.memo.len() as u64),
@@ -244,7 +244,7 @@ impl<'a> Machine<'a, '_> {
             }
             Opcode::Build => self.build(),
             Opcode::PersId => {
-                let id = text::ascii(self.reader.line()?)?;
+                let id = text::ascii(self.operands.line()?)?;
                 self.push_new(Object::Persistent(PersistentId::Text(id)))
             }
             Opcode::BinPersId => {
@@ -252,15 +252,15 @@ impl<'a> Machine<'a, '_> {
                 self.push_new(Object::Persistent(PersistentId::Object(id)))
             }
             Opcode::Ext1 => {
-                let code = self.reader.u8()?;
+                let code = self.operands.u8()?;
                 Err(ErrorKind::Extension(code.into()))
             }
             Opcode::Ext2 => {
-                let code = self.reader.u16()?;
+                let code = self.operands.u16()?;
                 Err(ErrorKind::Extension(code.into()))
             }
             Opcode::Ext4 => {
-                let code = self.reader.i32()?;
+                let code = self.operands.i32()?;
                 Err(ErrorKind::Extension(code))
             }
             Opcode::NextBuffer | Opcode::ReadOnlyBuffer => Err(ErrorKind::OutOfBand),
@@ -271,12 +271,12 @@ impl<'a> Machine<'a, '_> {
 /// Arguments.
 impl<'a> Machine<'a, '_> {
     fn number_line(&mut self) -> Result<&'a [u8]> {
-        self.reader
+        self.operands
             .line_within(self.limits.number_line, "bytes in a number")
     }
 
     fn name_line(&mut self) -> Result<&'a [u8]> {
-        self.reader.line_within(self.limits.name, NAME_BYTES)
+        self.operands.line_within(self.limits.name, NAME_BYTES)
     }
 
     /// INT: protocols 0 and 1 have no other way to write a bool than `00` and
@@ -309,15 +309,15 @@ impl<'a> Machine<'a, '_> {
         if length > self.limits.long_bytes as u64 {
             return Err(limit("bytes in an integer", self.limits.long_bytes as u64));
         }
-        let bytes = self.reader.bytes(length)?;
+        let bytes = self.operands.bytes(length)?;
         self.push_new(integer::from_le_bytes(bytes))
     }
 
     fn payload(&mut self, length: u64) -> Result<Payload<'a>> {
         Ok(if length > self.apart {
-            Payload::Apart(self.reader.span(length)?)
+            Payload::Apart(self.operands.span(length)?)
         } else {
-            Payload::Here(self.reader.bytes(length)?.into())
+            Payload::Here(self.operands.bytes(length)?.into())
         })
     }
 
@@ -328,9 +328,9 @@ impl<'a> Machine<'a, '_> {
 
     fn unicode(&mut self, length: u64) -> Result<()> {
         let text = if length > self.apart {
-            Str::Apart(self.reader.span(length)?)
+            Str::Apart(self.operands.span(length)?)
         } else {
-            Str::from_utf8(self.reader.bytes(length)?).ok_or(ErrorKind::NotUtf8)?
+            Str::from_utf8(self.operands.bytes(length)?).ok_or(ErrorKind::NotUtf8)?
         };
         self.push_new(Object::Str(text))
     }

@@ -1,0 +1,319 @@
+//! Directories of torch.distributed.checkpoint: a pickle `.metadata` that says
+//! how each tensor is cut into boxes, and files `__RANK_NUMBER.distcp` in which
+//! each box is a torch.save archive of its own
+//! (torch/distributed/checkpoint/metadata.py, filesystem.py).
+
+mod metadata;
+
+use std::collections::{HashMap, HashSet};
+
+use super::candidate::{Candidate, Holds, Request};
+use super::torch_zip;
+use crate::checkpoint::companions::{Companion, Companions};
+use crate::checkpoint::contents::{Checkpoint, Other};
+use crate::checkpoint::dtype::ElementType;
+use crate::checkpoint::error::{Error, Result};
+use crate::checkpoint::refusal::{Cause, Refusal, shown, too_large};
+use crate::checkpoint::state_dict::OPTIMIZERS;
+use crate::checkpoint::storage::{Backing, Storage, StorageTable, Tile, Tiling};
+use crate::checkpoint::stream;
+use crate::checkpoint::tensor::{Lazy, Tensor};
+use crate::source::{self, Source, Span};
+use metadata::{BoxIndex, Cut, Location, Manifest, Region, Saved};
+
+pub use metadata::PARTS;
+
+/// Longer metadata are refused: 100,000 boxes take 30 MiB.
+const MAX_METADATA: u64 = 256 << 20;
+/// Pairs of boxes that are compared to see whether they overlap.
+const MAX_PAIRS: u64 = 1 << 28;
+
+/// The first thing that the pickle imports is a name of this module.
+pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
+    let is_one = file.is_marked_pickle() && file.shows(metadata::METADATA.as_bytes());
+    Ok(is_one.then_some(Holds::Pickles))
+}
+
+/// Reads the checkpoint whose `.metadata` is the file, and whose boxes lie in its
+/// companions. The names are those of the state dict that was saved.
+pub fn read(request: &Request) -> Result<Checkpoint> {
+    let (source, root) = (request.source, request.root);
+    if source.size() > MAX_METADATA {
+        return Err(too_large("its metadata are too long").into());
+    }
+    let bytes = source.read_at(0, source.size())?;
+    let pickle = stream::parse(&bytes)?;
+    let metadata = Manifest::read(&pickle)?;
+    let mut parts = Assembler {
+        companions: request.companions,
+        locations: metadata.locations,
+        files: Vec::new(),
+        checkpoint: Checkpoint::default(),
+        table: StorageTable::default(),
+        names: HashSet::new(),
+        pairs: 0,
+    };
+    let has_state_dict = metadata
+        .entries
+        .iter()
+        .any(|(name, _)| name.starts_with("state_dict."));
+    let below = root.or(has_state_dict.then_some("state_dict"));
+    for (name, entry) in metadata.entries {
+        let Some(path) = below.map_or(Some(name), |root| below_root(name, root)) else {
+            continue;
+        };
+        let top = path.split('.').next().unwrap_or_default();
+        match entry {
+            Saved::Tensor(cut) if !OPTIMIZERS.contains(&top) => {
+                let added = parts.add(path, name, &cut);
+                added.map_err(|error| match error {
+                    Error::Refused(refusal) => refusal.of_tensor(name).into(),
+                    error => error,
+                })?;
+            }
+            Saved::Tensor(_) => parts.other(path, "optimizer state"),
+            Saved::Object => parts.other(path, "object"),
+        }
+    }
+    let mut checkpoint = parts.checkpoint;
+    match (checkpoint.tensors.is_empty(), root) {
+        (true, Some(root)) => Err(no_tensors(format!(
+            "it has nothing at `{}`, which was asked for",
+            shown(root)
+        ))),
+        (true, None) => Err(no_tensors("it holds no tensors".into())),
+        (false, _) => {
+            for part in &parts.files {
+                part.source.check_identity()?;
+            }
+            checkpoint.companions = parts.files.into_iter().map(|part| part.file).collect();
+            checkpoint.storages = parts.table.into();
+            Ok(checkpoint)
+        }
+    }
+}
+
+/// What is left of `name` below `root`; a tensor that is the root itself is
+/// called `tensor`.
+fn below_root<'n>(name: &'n str, root: &str) -> Option<&'n str> {
+    match name.strip_prefix(root)? {
+        "" => Some("tensor"),
+        rest => rest.strip_prefix('.'),
+    }
+}
+
+/// A file beside the metadata.
+struct BoxFile {
+    file: Companion,
+    source: Source,
+    /// Bytes that no box has claimed.
+    left: u64,
+}
+
+/// The tensors, put together from the files beside `.metadata`.
+struct Assembler<'a> {
+    companions: &'a dyn Companions,
+    locations: HashMap<BoxIndex<'a>, Location<'a>>,
+    files: Vec<BoxFile>,
+    checkpoint: Checkpoint,
+    table: StorageTable,
+    names: HashSet<&'a str>,
+    /// What was spent of [`MAX_PAIRS`].
+    pairs: u64,
+}
+
+impl<'a> Assembler<'a> {
+    /// Adds a tensor under the name `path`, which was saved as `name`.
+    fn add(&mut self, path: &'a str, name: &'a str, cut: &Cut) -> Result<()> {
+        self.check(cut)?;
+        if path == "__metadata__" || !self.names.insert(path) {
+            let what = "its name is taken in safetensors files, or by another tensor";
+            return Err(Refusal::new(Cause::Inexpressible, what).into());
+        }
+        let ElementType::Plain(dtype) = cut.dtype else {
+            let what = "it is of a type that is not read from distributed checkpoints";
+            return Err(Refusal::new(Cause::Unsupported, what).into());
+        };
+        let mut tiles = Vec::with_capacity(cut.regions.len());
+        for region in &cut.regions {
+            tiles.push(self.tile(name, region, cut.dtype)?);
+        }
+        tiles.sort_by(|a, b| a.start.cmp(&b.start));
+        let (tensor, storage) = match tiles.len() {
+            1 => {
+                let Tile {
+                    tensor, storage, ..
+                } = tiles.remove(0);
+                (tensor, storage)
+            }
+            _ => whole(dtype, cut, tiles)?,
+        };
+        self.checkpoint.tensors.push(Tensor {
+            name: path.to_string(),
+            storage: self.table.add(storage)?,
+            ..tensor
+        });
+        Ok(())
+    }
+
+    fn other(&mut self, path: &str, kind: &str) {
+        self.checkpoint.others.push(Other {
+            path: shown(path),
+            kind: kind.into(),
+            repr: "left out".into(),
+            value: None,
+        });
+    }
+
+    /// The boxes must cover the tensor, each element once.
+    fn check(&mut self, cut: &Cut) -> std::result::Result<(), Refusal> {
+        let malformed = |what: &str| Err(Refusal::new(Cause::Malformed, what));
+        let volume = |sizes: &[u64]| {
+            let mut sizes = sizes.iter();
+            sizes.try_fold(1_u64, |volume, size| volume.checked_mul(*size))
+        };
+        let mut covered = Some(0_u64);
+        for Region { start, sizes } in &cut.regions {
+            let inside = start.len() == cut.shape.len()
+                && sizes.len() == cut.shape.len()
+                && (start.iter().zip(sizes).zip(&cut.shape)).all(|((start, size), whole)| {
+                    start.checked_add(*size).is_some_and(|end| end <= *whole)
+                });
+            if !inside {
+                return malformed("a box of it reaches past its end");
+            }
+            covered = covered.and_then(|covered| covered.checked_add(volume(sizes)?));
+        }
+        if covered.is_none() || covered != volume(&cut.shape) {
+            return malformed("its boxes do not cover it once");
+        }
+        // Swept along the first dimension: a box is compared with those that
+        // begin before it ends.
+        let regions = cut.regions.iter();
+        let mut regions: Vec<&Region> = regions
+            .filter(|region| !region.sizes.contains(&0))
+            .collect();
+        regions.sort_unstable();
+        for (at, region) in regions.iter().enumerate() {
+            let later = regions.get(at + 1..).unwrap_or_default();
+            for other in later.iter().take_while(|other| region.reaches(other)) {
+                self.pairs += 1;
+                if self.pairs > MAX_PAIRS {
+                    return Err(too_large("it is cut into too many boxes"));
+                }
+                if region.overlaps(other) {
+                    return malformed("its boxes overlap");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The box `region` of `name`, which is an archive of one tensor.
+    fn tile(&mut self, name: &'a str, region: &Region, dtype: ElementType) -> Result<Tile> {
+        let malformed = |what| Error::from(Refusal::new(Cause::Malformed, what));
+        let location = self.locations.remove(&(name, region.start.clone()));
+        let location = location.ok_or_else(|| malformed("the place of a box of it is missing"))?;
+        let file = self.file(location.file)?;
+        let part = &mut self.files[file as usize];
+        let span = Span::new(&part.source, location.offset, location.len).map_err(|_| {
+            malformed("a box of it lies past the end of its file: the file was cut off")
+        })?;
+        // Reading all boxes costs no more than reading the files once.
+        part.left = (part.left.checked_sub(location.len))
+            .ok_or_else(|| malformed("its boxes share bytes of one file"))?;
+        let Checkpoint {
+            mut tensors,
+            mut storages,
+            notes,
+            ..
+        } = torch_zip::read_span(span, None)?;
+        let (Some(tensor), None, true) = (tensors.pop(), tensors.pop(), notes.is_empty()) else {
+            return Err(malformed("a box of it is more than a tensor"));
+        };
+        if ElementType::Plain(tensor.dtype) != dtype || tensor.shape != region.sizes {
+            return Err(malformed(
+                "a box of it has another type or size than its metadata say",
+            ));
+        }
+        let storage = storages.get_mut(tensor.storage as usize);
+        let storage = storage.ok_or_else(|| malformed("a storage is missing"))?;
+        let Backing::File(offset) = storage.backing else {
+            let what = "a box of it is compressed";
+            return Err(Refusal::new(Cause::Unsupported, what).into());
+        };
+        let backing = Backing::Companion {
+            file,
+            offset: span.start() + offset,
+        };
+        Ok(Tile {
+            start: region.start.clone(),
+            tensor,
+            storage: Storage {
+                backing,
+                len: storage.len,
+            },
+        })
+    }
+
+    /// The file `name` beside the metadata.
+    fn file(&mut self, name: &str) -> Result<u32> {
+        let known = self.files.iter().position(|part| part.file.name == name);
+        if let Some(known) = known {
+            return Ok(known as u32);
+        }
+        let source = self.companions.open(name);
+        let source = source.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::from(Refusal::new(
+                Cause::NotDownloaded,
+                format!("the file `{}` beside it is missing", shown(name)),
+            )),
+            _ => source::Error::Io(error).into(),
+        })?;
+        let file = Companion {
+            name: name.to_string(),
+            identity: *source.identity(),
+        };
+        let left = source.size();
+        self.files.push(BoxFile { file, source, left });
+        Ok(self.files.len() as u32 - 1)
+    }
+}
+
+/// The row-major tensor that `tiles` are put together to.
+fn whole(
+    dtype: safetensors::Dtype,
+    cut: &Cut,
+    tiles: Vec<Tile>,
+) -> std::result::Result<(Tensor, Storage), Refusal> {
+    let mut strides = vec![1; cut.shape.len()];
+    let mut row = ElementType::Plain(dtype).size();
+    let mut stride = 1_u64;
+    for (axis, size) in cut.shape.iter().enumerate().rev() {
+        strides[axis] = stride;
+        let next = (stride.checked_mul(*size)).zip(row.checked_mul(*size));
+        (stride, row) = next.ok_or_else(|| too_large("its size is beyond all bounds"))?;
+    }
+    let tensor = Tensor {
+        name: String::new(),
+        dtype,
+        shape: cut.shape.clone(),
+        strides: strides.into(),
+        storage: 0,
+        offset: 0,
+        lazy: Lazy::default(),
+    };
+    let tiling = Tiling {
+        shape: cut.shape.clone(),
+        tiles: tiles.into(),
+    };
+    let storage = Storage {
+        backing: Backing::Tiles(tiling),
+        len: row,
+    };
+    Ok((tensor, storage))
+}
+
+fn no_tensors(what: String) -> Error {
+    Refusal::new(Cause::NoTensors, what).into()
+}

@@ -1,0 +1,189 @@
+//! Plain `pickle.dump`, as detectron2, Caffe2 and Paddle keep arrays in, and joblib
+//! nearly so; and how to tell a pickle from other files.
+
+use super::candidate::{Candidate, Holds, Request};
+use crate::checkpoint::contents::Checkpoint;
+use crate::checkpoint::error::Result;
+use crate::checkpoint::layout::StorageRef;
+use crate::checkpoint::objects::{Follows, SavedStorage, Storages, Torch, follows};
+use crate::checkpoint::refusal::{Cause, Refusal};
+use crate::checkpoint::storage::StorageTable;
+use crate::checkpoint::{state_dict, stream, verdict};
+use crate::pickle::{self, ErrorKind, Limits, Parser, Pickle, Step, Window};
+use crate::source::Source;
+
+/// How much of a stream is read to find out what its pickles import.
+const READ: u64 = 64 << 20;
+/// How much is read first, which is enough to tell most files from a pickle.
+const FIRST: u64 = 64 << 10;
+/// Pickles that are looked at in one stream: a legacy file has four small ones
+/// around the one with the objects.
+const PICKLES: usize = 8;
+
+/// Bounds for a look at a stream whose objects are not wanted.
+fn limits() -> Limits {
+    Limits {
+        memory: 64 << 20,
+        ..Limits::default()
+    }
+}
+
+pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
+    Ok(file.is_marked_pickle().then_some(Holds::Pickles))
+}
+
+/// Whether a file without a protocol mark is a pickle: protocols 0 and 1 have none.
+/// It is one if it can be read as one to its end, or does something when it is
+/// loaded, if only until it breaks.
+pub fn is_unmarked(file: &Candidate) -> Result<bool> {
+    let source = file.source;
+    for read in [FIRST, READ] {
+        let read = source.size().min(read);
+        let unread = source.size() - read;
+        if let Some(known) = judge(&source.read_at(0, read)?, unread) {
+            return Ok(known);
+        }
+    }
+    // No other file goes on as a pickle for so long.
+    Ok(true)
+}
+
+/// Whether `bytes`, which `unread` more follow, are pickles; None when only
+/// those can tell.
+fn judge(mut bytes: &[u8], unread: u64) -> Option<bool> {
+    for _ in 0..PICKLES {
+        let pickle = match pickle::parse(bytes, &limits()) {
+            Ok(pickle) => pickle,
+            // An import alone is no sign: in a list of words, a `c` before two
+            // lines looks like one.
+            Err(error) if error.calls > 0 || verdict::find(&error.imports).is_some() => {
+                return Some(true);
+            }
+            Err(error) => {
+                let decided = match error.kind {
+                    ErrorKind::NoStop | ErrorKind::NoNewline => unread == 0,
+                    ErrorKind::Truncated { announced, left } => {
+                        announced.saturating_sub(left) > unread
+                    }
+                    ErrorKind::Limit { .. } => return Some(true),
+                    _ => true,
+                };
+                return decided.then_some(false);
+            }
+        };
+        bytes = after(&pickle, bytes).unwrap_or_default();
+        let last = unread == 0 && bytes.trim_ascii().is_empty();
+        if last || pickle.calls() > 0 || !pickle.imports().is_empty() {
+            return Some(true);
+        }
+    }
+    Some(true)
+}
+
+/// What follows `pickle` in `bytes`, which begin with it.
+fn after<'a>(pickle: &Pickle, bytes: &'a [u8]) -> Option<&'a [u8]> {
+    bytes.get(usize::try_from(pickle.end()).ok()?..)
+}
+
+/// Reads the checkpoint in a pickle.
+pub fn read(request: &Request) -> Result<Checkpoint> {
+    let source = request.source;
+    let window = stream::window(source);
+    let pickle = parse(&window)?;
+    if let Some(attack) = verdict::find_in(&pickle) {
+        return Err(attack.into());
+    }
+    refuse_more(source, pickle.end())?;
+    let mut torch = Torch::new(&pickle, Nowhere(source));
+    let contents = state_dict::read(&mut torch, request.root)?;
+    Ok(contents.with(torch.into_storages()))
+}
+
+/// Reads the pickle at the start of a file, and where joblib put the bytes of
+/// arrays between its opcodes.
+fn parse<'a>(window: &'a Window<'a, Source>) -> Result<Pickle<'a>> {
+    let limits = Limits::default();
+    let mut parser = Parser::new(window, 0, &limits);
+    loop {
+        let built = match parser.resume().map_err(stream::refuse)? {
+            Step::Done(pickle) => return Ok(pickle),
+            Step::Built(built) => built,
+        };
+        let behind = follows(parser.objects(), built);
+        let attack = |refusal| verdict::find(parser.imports()).unwrap_or(refusal);
+        let (gap, len) = match behind.map_err(attack)? {
+            None => continue,
+            Some(Follows::Bytes {
+                len,
+                aligned: false,
+            }) => (0, len),
+            Some(Follows::Bytes { len, aligned: true }) => {
+                // A byte says how many follow it.
+                let padding = parser.peek().map_err(stream::refuse)?.unwrap_or(0);
+                (1 + u64::from(padding), len)
+            }
+            Some(Follows::Pickle) => {
+                let start = parser.offset();
+                let inner = pickle::parse_at(window, start, &limits).map_err(stream::refuse)?;
+                if let Some(attack) = verdict::find_in(&inner) {
+                    return Err(attack.into());
+                }
+                (0, inner.end() - start)
+            }
+        };
+        parser.claim(built, gap, len).map_err(stream::refuse)?;
+    }
+}
+
+/// Refuses what follows a pickle, but for blanks: it would be left out.
+fn refuse_more(source: &Source, end: u64) -> Result<()> {
+    let rest = source.size().saturating_sub(end);
+    let bytes = source.read_at(end, rest.min(READ))?;
+    if bytes.trim_ascii().is_empty() && rest <= READ {
+        return Ok(());
+    }
+    let more = || {
+        let what =
+            format!("{rest} bytes follow the pickle: perhaps it is one of several in this file");
+        Refusal::new(Cause::Unsupported, what)
+    };
+    Err(attack(&bytes).unwrap_or_else(more).into())
+}
+
+/// A pickle without a container has no storages beside it, only some inside.
+struct Nowhere<'a>(&'a Source);
+
+impl Storages for Nowhere<'_> {
+    const PARTS: usize = 5;
+
+    fn source(&self) -> Option<&Source> {
+        Some(self.0)
+    }
+
+    fn resolve(
+        &mut self,
+        _: &mut StorageTable,
+        _: &SavedStorage,
+    ) -> std::result::Result<StorageRef, Refusal> {
+        Err(Refusal::new(
+            Cause::Malformed,
+            "its storage is not in the file, which is a pickle without a container",
+        ))
+    }
+}
+
+/// The first dangerous import of the pickles that follow each other in `bytes`.
+fn attack(mut bytes: &[u8]) -> Option<Refusal> {
+    for _ in 0..PICKLES {
+        match pickle::parse(bytes, &limits()) {
+            Ok(pickle) => {
+                if let Some(refusal) = verdict::find(pickle.imports()) {
+                    return Some(refusal);
+                }
+                bytes = after(&pickle, bytes)?;
+            }
+            Err(failure) => return verdict::find(&failure.imports),
+        }
+    }
+    None
+}
