@@ -2,5 +2,3 @@
 
 #[path = "cache/prune.rs"]
 mod prune;
-#[path = "cache/records.rs"]
-mod records;

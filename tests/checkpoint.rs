@@ -19,6 +19,7 @@ mod opcodes;
 mod sniffing;
 #[path = "checkpoint/state_dict.rs"]
 mod state_dict;
+mod support;
 #[path = "checkpoint/torch_objects.rs"]
 mod torch_objects;
 #[path = "checkpoint/torchscript.rs"]
@@ -32,7 +33,8 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 use stfs::checkpoint::{Cause, Refusal};
 use stfs::convert::{self, Error, Reader};
-use stfs::source::Bytes;
+
+use support::owned;
 
 /// A tensor as a reader of the converted file sees it.
 #[derive(Debug, PartialEq)]
@@ -76,14 +78,6 @@ fn read_file(path: &Path) -> Result<Vec<Seen>, Refusal> {
 fn whole(reader: &Reader) -> Vec<u8> {
     let size = usize::try_from(reader.plan().size()).unwrap();
     owned(reader.read(0, size).unwrap())
-}
-
-fn owned(bytes: Bytes) -> Vec<u8> {
-    match bytes {
-        // Nobody changes the files of these tests.
-        Bytes::Mapped(bytes) => bytes.to_vec(),
-        Bytes::Owned(bytes) => bytes,
-    }
 }
 
 #[track_caller]

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use stfs::checkpoint::{Checkpoint, Lazy, Storage, Tensor};
 use stfs::convert::{Files, Plan, Reader};
-use stfs::source::{Bytes, Source};
+use support::owned;
 
 /// A file with `bytes`, deleted on drop.
 fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
@@ -28,16 +28,9 @@ fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
 }
 
 fn reader(path: &std::path::Path, checkpoint: Checkpoint) -> Reader {
-    let source = Source::open(path).unwrap();
+    let source = support::open(path);
     let plan = Plan::new(checkpoint, source.size(), None).unwrap();
     Reader::new(Files::new(source, Vec::new()), Arc::new(plan))
-}
-
-fn owned(bytes: Bytes) -> Vec<u8> {
-    match bytes {
-        Bytes::Mapped(bytes) => bytes.to_vec(),
-        Bytes::Owned(bytes) => bytes,
-    }
 }
 
 /// The whole converted file.

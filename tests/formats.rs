@@ -2,6 +2,8 @@
 //! finds in them. `scripts/make_format_fixtures.py` wrote `tests/data/formats`;
 //! `scripts/format_fixtures/fixture.py` says what is in the expectations.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,6 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use stfs::convert::{self, Error, Reader};
-use stfs::source::Bytes;
 
 /// dtype, sizes and hash of the bytes, by name.
 type Tensors = BTreeMap<String, (String, Vec<u64>, String)>;
@@ -76,10 +77,7 @@ fn wanted(json: &Value) -> Tensors {
 }
 
 fn read(reader: &Reader, offset: u64, len: usize) -> Vec<u8> {
-    match reader.read(offset, len).unwrap() {
-        Bytes::Mapped(bytes) => bytes.to_vec(),
-        Bytes::Owned(bytes) => bytes,
-    }
+    support::owned(reader.read(offset, len).unwrap())
 }
 
 fn whole(reader: &Reader) -> Vec<u8> {

@@ -653,8 +653,11 @@ fn an_external_unmount_ends_the_process_with_success() {
     needs!(fuse() && root(), "no /dev/fuse, or not root");
     let place = Place::new();
     let mut child = place.mounted_in_foreground();
-    let status = Command::new("umount").arg(&place.point).status();
-    assert!(status.unwrap().success());
+    // It is in use for as long as its process makes sure that it answers.
+    wait_until("it is unmounted", || {
+        let output = Command::new("umount").arg(&place.point).output();
+        output.unwrap().status.success()
+    });
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
@@ -837,10 +840,7 @@ fn what_one_mount_found_out_the_next_one_knows() {
     let place = Place::new();
     place.write("m.pt", support::one_vector(&[1.0]));
     let file = place.source.join("m.pt");
-    let is_settled = || {
-        let metadata = fs::metadata(&file).unwrap();
-        stfs::source::Metadata::from(metadata).identity.is_settled()
-    };
+    let is_settled = || support::version(&file).settled;
     wait_until("the file is old enough to be remembered", is_settled);
     let flags = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_ACCESS;
     let watch = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();

@@ -3,6 +3,7 @@
 
 #[path = "store/common.rs"]
 mod common;
+mod support;
 
 use std::fs::{self, File};
 use std::ops::ControlFlow;
@@ -87,8 +88,8 @@ fn child() {
                 }
                 ControlFlow::Continue(())
             };
-            let path = reader.source().path();
-            let _ = store.promote(&name(1), path, &reader, &mut step);
+            let provenance = provenance("m.pt");
+            let _ = store.promote(&name(1), &provenance, &reader, &mut step);
         }
     }
 }

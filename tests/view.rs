@@ -4,8 +4,6 @@
 mod links;
 #[path = "view/model.rs"]
 mod model;
-#[path = "view/plans.rs"]
-mod plans;
 #[path = "view/records.rs"]
 mod records;
 #[path = "view/records_damaged.rs"]
@@ -20,16 +18,13 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::SystemTime;
 
-use stfs::view::{Attr, Bytes, Error, Kind, Node, OpenFile, Options, View};
+use stfs::view::{Attr, Error, Kind, Node, OpenFile, Options, View};
 
 /// Every byte of an open file, read in pieces of an odd size.
 fn read(file: &OpenFile) -> Result<Vec<u8>, Error> {
     let mut all = Vec::new();
     loop {
-        let piece = match file.read(all.len() as u64, 4099)? {
-            Bytes::Mapped(bytes) => bytes.to_vec(),
-            Bytes::Owned(bytes) => bytes,
-        };
+        let piece = support::owned(file.read(all.len() as u64, 4099)?);
         if piece.is_empty() {
             return Ok(all);
         }

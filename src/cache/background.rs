@@ -9,8 +9,8 @@ use log::debug;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Hands jobs to the thread, which does them one after the other and ends, after
-/// the last one, with this.
-#[derive(Debug)]
+/// the last one, with the last copy of this.
+#[derive(Clone, Debug)]
 pub struct Background(Sender<Job>);
 
 impl Background {

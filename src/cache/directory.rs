@@ -6,6 +6,7 @@
 //! plans/ab/cdef...  what is known of one source file
 //! files/ab/cdef...  one converted file, and beside it its `.record`
 //! incoming/cdef...  one that is being written
+//! mounts/1234...    locked by the mount with this number while it lives
 //! ```
 //!
 //! Everything may be taken away at any time: what is missing is made again.
@@ -45,10 +46,6 @@ impl Name {
             hash.update(part);
         }
         Name(hash.finalize().into())
-    }
-
-    pub(super) fn from_bytes(bytes: [u8; 32]) -> Name {
-        Name(bytes)
     }
 
     pub fn as_bytes(&self) -> &[u8; 32] {
@@ -164,6 +161,34 @@ impl Directory {
         self.incoming().join(name.hex())
     }
 
+    fn mount(&self, number: u64) -> PathBuf {
+        self.root.join("mounts").join(format!("{number:016x}"))
+    }
+
+    /// Tells other processes that the mount with this number is there, for as long as
+    /// the result lives.
+    pub fn announce(&self, number: u64) -> io::Result<Alive> {
+        let path = self.mount(number);
+        make(&self.root.join("mounts"))?;
+        let file = File::create(&path)?;
+        file.try_lock()?;
+        Ok(Alive { path, _lock: file })
+    }
+
+    /// Whether the mount with this number is there. What one that was killed left
+    /// behind goes.
+    pub fn is_alive(&self, number: u64) -> bool {
+        let path = self.mount(number);
+        match File::open(&path).map(|file| file.try_lock()) {
+            Ok(Err(_)) => true,
+            Ok(Ok(())) => {
+                let _ = fs::remove_file(&path);
+                false
+            }
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
+
     /// Writes the small file `path`, which lies below the root: it is there as a
     /// whole, or is what it was.
     pub fn write(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
@@ -195,6 +220,19 @@ impl Directory {
             file.write_all(part)?;
         }
         Ok(file)
+    }
+}
+
+/// A mount, to other processes.
+#[derive(Debug)]
+pub struct Alive {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
     }
 }
 

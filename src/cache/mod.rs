@@ -1,17 +1,25 @@
-//! What is worth finding out once: plans, small facts about files, and converted
-//! files as a whole. In memory, and in a directory that outlives the process.
+//! What is worth finding out once: what is known of each file, and converted files
+//! as a whole. In memory, and in a directory that outlives the process.
+//!
+//! ```text
+//! catalog     what is known of each file of a source
+//! store       converted files, kept whole
+//! directory   where things lie on disk      record  how one is written down
+//! background  a thread for what nobody waits for
+//! ```
 
 mod background;
+mod catalog;
 mod directory;
-mod plans;
-mod recent;
+mod record;
 mod store;
 
 pub use background::Background;
-pub use directory::{Directory, Name};
-pub use plans::{
-    Body, Circumstances, Key, Outcome, PLANS_BUDGET, Plans, Records, Size, Subject, Summary,
-    prune_plans,
+pub use catalog::{
+    Catalog, Converted, Figures, FileKey, Identity, Outcome, PlanKey, Subject, prune_records,
 };
-pub use recent::Recent;
-pub use store::{Cleared, Error, Evicted, Item, Kept, Limit, Promotion, Store, Usage, Verdict};
+pub use directory::{Alive, Directory, Name};
+pub use store::{
+    Cleared, Comparison, Error, Evicted, Item, Limit, Occupancy, Promoted, Promotion, Provenance,
+    Stamp, Store,
+};

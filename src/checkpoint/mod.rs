@@ -22,7 +22,7 @@ mod tensor;
 mod verdict;
 mod wire;
 
-pub use companions::{Companion, Companions, open_companions};
+pub use companions::{Companion, open_companions};
 pub use content::{Content, Intruder};
 pub use contents::{Checkpoint, Other};
 pub use dtype::{Numeric, numeric};
@@ -34,3 +34,8 @@ pub use refusal::{Cause, Refusal};
 pub use sniff::{Promise, read, sniff};
 pub use storage::{Backing, Codec, Encoded, Storage, Tile, Tiling};
 pub use tensor::{Lazy, Tensor};
+
+/// To come.
+pub fn fingerprint(_: &crate::source::Source, _: Content) -> Result<Option<[u8; 32]>> {
+    Ok(None)
+}

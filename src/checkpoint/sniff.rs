@@ -2,14 +2,13 @@
 //! content is worth: an error page is a broken download when it is called
 //! `pytorch_model.bin`, and an error page when it is called `index.html`.
 
-use super::companions::Companions;
 use super::content::{Content, Intruder};
 use super::contents::Checkpoint;
 use super::error::Result;
 use super::formats::Format;
 use super::formats::candidate::{Candidate, Holds, Request, ZipNames};
 use super::refusal::unsupported;
-use crate::source::Source;
+use crate::source::{Source, Tree};
 
 /// What the name of a file promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,19 +74,19 @@ pub fn sniff(source: &Source, promise: Promise) -> Result<Content> {
 }
 
 /// Reads the checkpoint in `source`, whose content is `content`: the tensors below
-/// the dotted path `root`, if one is given. `companions` are the files of the
-/// same directory. Costs the pickle and the directory of the container, not the
+/// the dotted path `root`, if one is given. `directory` is the one that it
+/// lies in. Costs the pickle and the directory of the container, not the
 /// weights.
 pub fn read(
     source: &Source,
     content: Content,
-    companions: &dyn Companions,
+    directory: &dyn Tree,
     root: Option<&str>,
 ) -> Result<Checkpoint> {
     match content {
         Content::Checkpoint { format, .. } => format.read(&Request {
             source,
-            companions,
+            directory,
             root,
         }),
         Content::NotACheckpoint(intruder) => Err(intruder.refusal().into()),

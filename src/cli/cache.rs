@@ -1,6 +1,8 @@
 //! `stfs cache`: what is kept, and taking it away.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
@@ -9,7 +11,8 @@ use serde_json::json;
 
 use super::cache_options::CacheOptions;
 use super::{Failure, conversions, say};
-use crate::cache::{self, Evicted, Item, Name, Store, Verdict};
+use crate::cache::{self, Comparison, Evicted, Item, Name, Store};
+use crate::view::View;
 
 /// Look at the cache, check it, empty it
 #[derive(Subcommand)]
@@ -77,7 +80,7 @@ pub fn run(command: &Command) -> Result<(), Failure> {
 
 fn status(common: &Common) -> Result<(), Failure> {
     let store = common.cache.store(None)?;
-    let usage = store.usage()?;
+    let usage = store.occupancy()?;
     let root = store.directory().root();
     if common.json {
         let status = json!({
@@ -128,11 +131,12 @@ fn verify(arguments: &Verify) -> Result<(), Failure> {
     let store = arguments.common.cache.store(None)?;
     let mut damaged = 0;
     let mut report = Vec::new();
+    let mut views = HashMap::new();
     for item in store.list()? {
-        let state = match check(&store, &item, arguments.root.as_deref())? {
-            Some(Verdict::Sound) => "sound",
-            Some(Verdict::Missing) => "gone",
-            Some(Verdict::Differs(_)) => {
+        let state = match check(&store, &item, arguments.root.as_deref(), &mut views)? {
+            Some(Comparison::Same) => "sound",
+            Some(Comparison::Missing) => "gone",
+            Some(Comparison::Differs(_)) => {
                 damaged += 1;
                 store.evict(&item.name)?;
                 "differs"
@@ -159,22 +163,35 @@ fn verify(arguments: &Verify) -> Result<(), Failure> {
 
 /// None when the checkpoint of `item` is gone, another one by now, or was converted
 /// with other options.
-fn check(store: &Store, item: &Item, root: Option<&str>) -> Result<Option<Verdict>, Failure> {
-    let Ok(found) = conversions::find(&item.source, root) else {
+fn check(
+    store: &Store,
+    item: &Item,
+    root: Option<&str>,
+    views: &mut HashMap<PathBuf, Arc<View>>,
+) -> Result<Option<Comparison>, Failure> {
+    let Some(directory) = item.source.parent() else {
         return Ok(None);
     };
-    let mut conversions = found.conversions.into_iter();
-    let Some(conversion) = conversions.find(|conversion| conversion.name == item.name) else {
-        return Ok(None);
+    let view = match views.get(directory) {
+        Some(view) => view.clone(),
+        None => match conversions::view_of(directory, root.map(str::to_string)) {
+            Ok(view) => views.entry(directory.into()).or_insert(view).clone(),
+            Err(_) => return Ok(None),
+        },
     };
-    let reader = conversion.view.reader(&conversion.node)?;
-    Ok(Some(store.verify(&item.name, &reader)?))
+    match conversions::conversion(&view, &item.source) {
+        Ok(conversion) if conversion.name == item.name => {
+            let reader = view.reader(&conversion.node)?;
+            Ok(Some(store.verify(&item.name, &reader)?))
+        }
+        _ => Ok(None),
+    }
 }
 
 fn clear(common: &Common) -> Result<(), Failure> {
     let store = common.cache.store(None)?;
     let cleared = store.clear()?;
-    cache::prune_plans(store.directory(), 0)?;
+    cache::prune_records(store.directory(), 0)?;
     if common.json {
         let report = json!({
             "files": cleared.files, "bytes": cleared.bytes, "in_use": cleared.in_use,

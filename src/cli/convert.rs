@@ -86,7 +86,7 @@ fn directory(arguments: &Arguments) -> Result<(), Failure> {
     let view = View::new(&arguments.source, options).map_err(read(&arguments.source))?;
     let root = view.root().map_err(read(&arguments.source))?;
     create_directory(&arguments.dest)?;
-    if arguments.dest.canonicalize()?.starts_with(view.source()) {
+    if arguments.dest.canonicalize()?.starts_with(view.location()) {
         return Err(Error::Inside(arguments.dest.clone()).into());
     }
     let mut refused = 0;

@@ -11,6 +11,7 @@ use super::cache_options::CacheOptions;
 use super::{Failure, say};
 use crate::mount::options::{self, Word, Words};
 use crate::mount::{Access, Config, Prepared};
+use crate::source::Links;
 use crate::view::{self, Promote, Tensors};
 
 /// Show a model directory with its checkpoints as safetensors
@@ -40,10 +41,10 @@ pub struct Arguments {
     /// Stay in the foreground and log to stderr; Ctrl-C unmounts
     #[arg(short, long)]
     foreground: bool,
-    /// Let all users in, as far as file modes allow. Symbolic links out of the source are then not followed
+    /// Let all users in, as far as file modes allow. Symbolic links that lead out of the source, or through private directories, are then not followed
     #[arg(long, conflicts_with = "allow_root")]
     allow_other: bool,
-    /// Let root in besides yourself
+    /// Let root in besides yourself. Symbolic links are followed as with --allow-other
     #[arg(long)]
     allow_root: bool,
     /// Show the pickle checkpoints too, beside their converted form
@@ -94,7 +95,7 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
         view: view::Options {
             tensors: arguments.tensors,
             show_pickles: arguments.show_pickles,
-            links_inside_only: false,
+            links: Links::Anywhere,
             weights: arguments.root,
             cache: None,
             cache_limit: arguments.cache.limit(),
@@ -136,7 +137,9 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
     // The process in the background has another working directory.
     config.cache_dir = (config.cache_dir).map(|path| path::absolute(&path).unwrap_or(path));
     // Otherwise a link could lend the mounting user's rights to everybody.
-    config.view.links_inside_only = config.access == Access::Everyone;
+    if config.access != Access::Owner {
+        config.view.links = Links::Inside;
+    }
     Ok(config)
 }
 

@@ -36,8 +36,8 @@ pub struct Arguments {
     quiet: bool,
 }
 
-/// Longer than a file can be new.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longer than a file can be new, on another machine too.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -62,12 +62,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (mut failed, mut before) = (0, 0);
     for (store, conversions) in &work {
         for conversion in conversions {
-            bar.set_message(conversion.source.display().to_string());
+            bar.set_message(conversion.source().display().to_string());
             match promote(store, conversion, |done| bar.set_position(before + done)) {
                 Ok(promotion) => tell(arguments.quiet, &bar, conversion, promotion),
                 Err(error) => {
                     failed += 1;
-                    bar.suspend(|| say(format!("{}: {error}", conversion.source.display())));
+                    bar.suspend(|| say(format!("{}: {error}", conversion.source().display())));
                 }
             }
             before += conversion.size;
@@ -89,18 +89,22 @@ fn promote(
     // What is kept of a file that was written just now could not be told from what
     // is written into it next.
     let since = Instant::now();
+    let mut settled;
+    let mut conversion = conversion;
     while !conversion.view.is_settled(&conversion.node) {
         if since.elapsed() > PATIENCE {
             return Err(Unsettled.into());
         }
         thread::sleep(Duration::from_millis(100));
+        settled = conversion.again().ok_or(Unsettled)?;
+        conversion = &settled;
     }
     let reader = conversion.view.reader(&conversion.node)?;
     let mut step = |bytes| {
         done(bytes);
         ControlFlow::Continue(())
     };
-    Ok(store.promote(&conversion.name, &conversion.source, &reader, &mut step)?)
+    Ok(store.promote(&conversion.name, &conversion.provenance, &reader, &mut step)?)
 }
 
 fn tell(quiet: bool, bar: &ProgressBar, conversion: &Conversion, promotion: Promotion) {
@@ -109,7 +113,7 @@ fn tell(quiet: bool, bar: &ProgressBar, conversion: &Conversion, promotion: Prom
         Promotion::Already => "was there",
     };
     if !quiet {
-        bar.suspend(|| say(format!("{}: {what}", conversion.source.display())));
+        bar.suspend(|| say(format!("{}: {what}", conversion.source().display())));
     }
 }
 

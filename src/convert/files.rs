@@ -32,9 +32,9 @@ impl Files {
         self.companions.iter().try_for_each(Source::check)
     }
 
-    /// As [`Source::check_identity`], of all of them.
-    pub fn check_identity(&self) -> Result<()> {
-        self.main.check_identity()?;
-        self.companions.iter().try_for_each(Source::check_identity)
+    /// As [`Source::check_version`], of all of them.
+    pub fn check_version(&self) -> Result<()> {
+        self.main.check_version()?;
+        self.companions.iter().try_for_each(Source::check_version)
     }
 }

@@ -14,7 +14,7 @@ mod strided;
 mod tied_weights;
 mod ties;
 
-use std::io;
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,9 +26,9 @@ pub use plan::{Plan, Planned};
 pub use reader::{Reader, Segment};
 
 use crate::checkpoint::{
-    self, Checkpoint, Companions, Content, NativeTensor, Promise, Refusal, open_companions, sniff,
+    self, Checkpoint, Content, NativeTensor, Promise, Refusal, open_companions, sniff,
 };
-use crate::source::{self, Source};
+use crate::source::{self, LocalTree, Source, Tree};
 
 /// A longer `config.json` is no model's.
 const MAX_CONFIG: u64 = 4 << 20;
@@ -42,23 +42,23 @@ pub enum Parsed {
 }
 
 /// Reads the checkpoint in `source`, or the header of a native safetensors file.
-/// `companions` are the files of the same directory; `root` is the dotted path of the
+/// `directory` is the one that it lies in; `root` is the dotted path of the
 /// value whose tensors are wanted, if not the one that the rule finds.
 pub fn read(
     source: &Source,
     content: Content,
-    companions: &dyn Companions,
+    directory: &dyn Tree,
     root: Option<&str>,
 ) -> Result<Parsed, Error> {
     let parsed = match content {
         Content::Safetensors => checkpoint::native(source).map(Parsed::Native),
-        _ => checkpoint::read(source, content, companions, root).map(Parsed::Checkpoint),
+        _ => checkpoint::read(source, content, directory, root).map(Parsed::Checkpoint),
     };
     if let Err(Error::Source(_)) = parsed {
         return parsed;
     }
     // A file that changed while it was read may fit together by chance, or not.
-    source.check_identity()?;
+    source.check_version()?;
     parsed
 }
 
@@ -87,39 +87,30 @@ pub fn open(path: &Path) -> Result<Reader, Error> {
 
 /// As [`open`], below the dotted path `root` of a checkpoint.
 pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
-    let source = Source::open(path).map_err(source::Error::Io)?;
-    let content = sniff(&source, promise(path))?;
-    let architecture = architecture(path);
-    let directory = SameDirectory(path);
+    let (directory, name) = LocalTree::around(path).map_err(source::Error::Io)?;
+    let source = directory.open(&name).map_err(source::Error::Io)?;
+    let content = sniff(&source, promise(&name))?;
+    let architecture = match directory.open(CONFIG.as_ref()) {
+        Ok(config) => architecture_in(&config),
+        Err(_) => None,
+    };
     let parsed = read(&source, content, &directory, root)?;
     let plan = parsed.plan(source.size(), architecture.as_deref())?;
     let companions = open_companions(plan.companions(), &directory)?;
     Ok(Reader::new(Files::new(source, companions), Arc::new(plan)))
 }
 
-/// The files of the directory that this path lies in.
-pub struct SameDirectory<'a>(pub &'a Path);
-
-impl Companions for SameDirectory<'_> {
-    fn open(&self, name: &str) -> io::Result<Source> {
-        Source::open(&self.0.with_file_name(name))
-    }
-}
-
-/// What the name of the file at `path` promises.
-pub fn promise(path: &Path) -> Promise {
-    match path.file_name().and_then(|name| name.to_str()) {
+/// What the name of a file promises.
+pub fn promise(name: &OsStr) -> Promise {
+    match name.to_str() {
         Some(name) if names::promises_checkpoint(name) => Promise::Checkpoint,
         Some(name) if name.ends_with(names::SAFETENSORS) => Promise::Safetensors,
         _ => Promise::Nothing,
     }
 }
 
-/// The class of model that the `config.json` beside the file at `path` names
-/// first.
-pub fn architecture(path: &Path) -> Option<Arc<str>> {
-    architecture_in(&Source::open(&path.with_file_name("config.json")).ok()?)
-}
+/// The file beside a checkpoint that says which class of model it belongs to.
+pub const CONFIG: &str = "config.json";
 
 /// The class of model that a `config.json` names first.
 pub fn architecture_in(config: &Source) -> Option<Arc<str>> {

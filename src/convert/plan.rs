@@ -76,7 +76,7 @@ impl Plan {
             total.checked_add(tensors[*index].bytes())
         });
         let companions = checkpoint.companions.iter();
-        let sizes = companions.map(|file| file.identity.size);
+        let sizes = companions.map(|file| file.version.size);
         let source_size = sizes.fold(source_size, u64::saturating_add);
         let most = source_size
             .saturating_mul(MAX_EXPANSION)
@@ -192,6 +192,11 @@ impl Plan {
             size: source_size,
             computed: 0,
         }
+    }
+
+    /// To come.
+    pub fn refusal(&self) -> Option<Refusal> {
+        None
     }
 
     /// Bytes of the converted file.

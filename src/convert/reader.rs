@@ -120,8 +120,8 @@ impl Reader {
 
     /// The same when anything about one of their inodes moved since they were
     /// opened, their names included.
-    pub fn check_identity(&self) -> Result<()> {
-        self.files.check_identity()
+    pub fn check_version(&self) -> Result<()> {
+        self.files.check_version()
     }
 
     fn read_span(&self, start: u64, end: u64) -> Result<Bytes<'_>> {

@@ -14,13 +14,15 @@ use fuser::{
 };
 use log::{error, warn};
 
+use super::drop_behind::DropBehind;
 use super::errno::errno;
 use super::handles::{Handles, Passthrough};
 use super::inodes::{Inodes, ROOT};
 use super::kernel;
 use super::prefault::Prefaulter;
 use super::xattr;
-use crate::view::{self, Attr, Bytes, Kind, Listing, Node, OpenFile, View};
+use crate::source::Bytes;
+use crate::view::{self, Attr, Kind, Listing, Node, OpenFile, View};
 
 /// How long the kernel may answer by itself from what it was told of a name or
 /// of attributes, and so how long a changed source may go unseen. Names that are
@@ -40,6 +42,7 @@ pub struct Adapter {
     directories: Handles<Listing>,
     passthrough: Passthrough,
     prefaulter: Arc<Prefaulter>,
+    drop_behind: Arc<DropBehind>,
 }
 
 impl Adapter {
@@ -53,6 +56,7 @@ impl Adapter {
             directories: Handles::default(),
             passthrough: Passthrough::default(),
             prefaulter: Arc::default(),
+            drop_behind: Arc::default(),
         })
     }
 
@@ -98,7 +102,7 @@ impl Adapter {
         let backing = self
             .passthrough
             .open(inode.0, file.backing(), |file| reply.open_backing(file));
-        let cache = if file.keep_cache() {
+        let cache = if file.keeps_pages() {
             FopenFlags::FOPEN_KEEP_CACHE
         } else {
             FopenFlags::empty()
@@ -134,10 +138,13 @@ impl Adapter {
         match file.read(offset, size as usize) {
             Ok(Bytes::Mapped(bytes)) => {
                 let len = bytes.len() as u64;
-                reply.data(bytes);
+                // SAFETY: the reply writes them to the device, and does nothing else.
+                reply.data(unsafe { bytes.for_kernel() });
                 // Direct reads leave nothing in the page cache of the mount.
-                if flags.0 & libc::O_DIRECT == 0 {
-                    file.passed(offset, len);
+                if flags.0 & libc::O_DIRECT == 0
+                    && let Some((pages, bytes)) = file.source_extent(offset, len)
+                {
+                    self.drop_behind.note(pages, bytes);
                 }
             }
             Ok(Bytes::Owned(bytes)) => reply.data(&bytes),
@@ -367,7 +374,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
-        answer("statfs", || match self.view.stats() {
+        answer("statfs", || match self.view.space() {
             Ok(stats) => reply.statfs(
                 stats.blocks,
                 stats.blocks_free,

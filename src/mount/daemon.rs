@@ -206,7 +206,7 @@ impl Prepared {
         let view = View::new(&self.source, options).map_err(source_error)?;
         let view = Arc::new(view);
         let attributes = Attributes {
-            source: view.source().as_os_str().to_owned(),
+            source: view.location().into_os_string(),
             allow_other: self.config.access != Access::Owner,
             noexec: self.config.noexec,
             noatime: self.config.noatime,

@@ -15,6 +15,7 @@
 mod adapter;
 mod daemon;
 mod device;
+mod drop_behind;
 mod errno;
 mod error;
 mod handles;

@@ -1,46 +1,55 @@
 //! The tree a mount shows: directories, files shown as they are, converted
 //! checkpoints, and directories of raw tensors. Plain types, no FUSE.
+//!
+//! ```text
+//! node      one place in the tree         listing   what a directory holds
+//! forms     what a node can be: one file for each output
+//! folder    what the names of a source directory are and become
+//! scan      those names                   origin    the checkpoint behind a derived file
+//! file      an open file                  reading   how it is read
+//! promoter  what is kept as a whole       usage     what the mount has done
+//! ```
 
-mod behind;
-mod control;
-mod directory;
-mod facts;
 mod file;
+mod folder;
+mod forms;
+mod listing;
 mod node;
+mod origin;
 mod promoter;
 mod reading;
-mod refused;
 mod scan;
-mod shards;
-mod sources;
-mod tensor_names;
-mod tensors;
 mod usage;
 
-use std::borrow::Cow;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
 
-pub use crate::source::Bytes;
-pub use file::OpenFile;
+use lru::LruCache;
+
+pub use file::{OpenFile, Pages};
+pub use forms::Xattr;
+pub use listing::Listing;
 pub use node::{Attr, Kind, Node, NodeKey};
 pub use promoter::Promote;
 
-use crate::cache::{Background, Directory, Kept, Limit, Name, Recent, Store};
+use crate::cache::{
+    Alive, Background, Catalog, Directory, Limit, Name, Promoted, Provenance, Store,
+};
 use crate::convert::Reader;
-use crate::source::{self, Identity, Metadata, Source};
-use behind::Behind;
-use file::{Open, Promotion, Tensor};
-use node::{Origin, Place, TensorSet};
-use promoter::Promoter;
+use crate::source::{Links, LocalTree, Space, Tree, Version};
+use folder::Folder;
+use forms::Merged;
+use origin::{Origin, Sources};
+use promoter::{Promoter, Wish};
 use scan::Scan;
-use sources::Sources;
-use tensors::TensorListing;
-use usage::{Opened, Tier, Usage};
+use usage::{Stock, Tier, Usage};
 
 /// Directories whose names are remembered.
 const SCANS: NonZeroUsize = NonZeroUsize::new(128).unwrap();
@@ -70,14 +79,14 @@ pub struct Options {
     pub tensors: Tensors,
     /// Show pickle checkpoints beside their converted form.
     pub show_pickles: bool,
-    /// Follow only symbolic links that stay inside the source.
-    pub links_inside_only: bool,
+    /// Where symbolic links of the source may lead.
+    pub links: Links,
     /// Dotted path to the weights in each checkpoint, if not where the rule of
     /// the checkpoint layer finds them.
     pub weights: Option<String>,
     /// Where to keep what is found out, for whoever shows the same files next.
     pub cache: Option<Directory>,
-    /// How much of it converted files may take.
+    /// How much of it promoted files may take.
     pub cache_limit: Limit,
     pub promote: Promote,
 }
@@ -98,78 +107,69 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-impl From<source::Error> for Error {
-    fn from(error: source::Error) -> Error {
-        match error {
-            source::Error::Io(error) => Error::Io(error),
-            source::Error::Changed => Error::Stale,
-            source::Error::PastEnd { .. } => Error::Io(io::Error::other(error)),
-        }
-    }
-}
-
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The figures of the source's file system, as `statvfs` gives them.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct FsStats {
-    pub blocks: u64,
-    pub blocks_free: u64,
-    pub blocks_available: u64,
-    pub files: u64,
-    pub files_free: u64,
-    pub block_size: u32,
-    pub fragment_size: u32,
-    pub name_max: u32,
-}
-
-/// The tree over one source directory. Shared by all threads of a mount.
+/// The tree over one source. Shared by all threads of a mount.
 pub struct View {
     sources: Arc<Sources>,
     usage: Arc<Usage>,
-    behind: Arc<Behind>,
     /// None without a cache directory.
     promoter: Option<Arc<Promoter>>,
     options: Options,
-    scans: Recent<PathBuf, Arc<Scan>>,
-    /// Directories of the tensors of all shards, with the index of each.
-    merged: Recent<PathBuf, (Identity, Arc<TensorSet>)>,
+    since: SystemTime,
+    scans: Mutex<LruCache<PathBuf, Arc<Scan>>>,
+    /// Directories of the tensors of all shards, with the version of the index of each.
+    merged: Mutex<LruCache<PathBuf, (Version, Merged)>>,
+    /// Tells other processes that what was promoted for this mount alone is wanted.
+    _alive: Option<Alive>,
 }
 
 impl View {
-    /// Opens `source`, which must be a directory that can be read.
+    /// Shows the directory `source` of this machine, which must be one that can be
+    /// read.
     pub fn new(source: &Path, options: Options) -> Result<View> {
-        let root = source.canonicalize()?;
-        std::fs::read_dir(&root)?;
+        let tree = LocalTree::open(source, options.links)?;
+        Ok(View::over(Arc::new(tree), options))
+    }
+
+    /// Shows the source whose root is `tree`.
+    pub fn over(tree: Arc<dyn Tree>, options: Options) -> View {
+        let cache = options.cache.clone();
+        let cache = cache.map(|directory| (directory, Background::start()));
+        let catalog = Catalog::new(options.weights.clone(), cache.clone());
+        let sources = Arc::new(Sources { tree, catalog });
         let usage = Arc::new(Usage::default());
-        let sources = Arc::new(Sources::new(root, &options, usage.clone()));
-        let promoter = options.cache.clone().map(|directory| {
+        let alive = options.cache.as_ref().and_then(|directory| {
+            // Without it, what is promoted for this mount alone may be evicted early.
+            directory.announce(sources.catalog.mount()).ok()
+        });
+        let promoter = cache.map(|(directory, background)| {
             let store = Store::new(directory, options.cache_limit);
-            let background = Background::start();
             let (sources, usage) = (sources.clone(), usage.clone());
             let promoter = Promoter::new(store, sources, usage, options.promote, background);
             promoter.tidy();
             Arc::new(promoter)
         });
-        Ok(View {
+        View {
             sources,
             usage,
-            behind: Arc::default(),
             promoter,
             options,
-            scans: Recent::new(SCANS),
-            merged: Recent::new(MERGED),
-        })
+            since: SystemTime::now(),
+            scans: Mutex::new(LruCache::new(SCANS)),
+            merged: Mutex::new(LruCache::new(MERGED)),
+            _alive: alive,
+        }
     }
 
-    /// The absolute path of the source directory.
-    pub fn source(&self) -> &Path {
-        self.sources.root()
+    /// Where the source is, for people.
+    pub fn location(&self) -> PathBuf {
+        self.tree().location()
     }
 
     pub fn root(&self) -> Result<Node> {
-        let metadata = Metadata::from(std::fs::metadata(self.source())?);
-        Ok(directory::real_directory(self.source(), &metadata))
+        let root = self.tree().enter(Path::new(""))?;
+        Ok(forms::real::directory(PathBuf::new(), root.metadata()))
     }
 
     /// The child `name` of the directory `dir`. The node is made from what the
@@ -181,44 +181,21 @@ impl View {
         if !plain_name {
             return Err(Error::NotFound);
         }
-        match &dir.key.0 {
-            Place::Directory(real) => match self.trimming(|| self.child(real, name)) {
-                Err(Error::NotFound) if name == control::NAME && *real.path == *self.source() => {
-                    self.control()
-                }
-                found => found,
-            },
-            Place::Control => self.control_file(name),
-            Place::Tensors(set) => {
-                let name = name.to_str().ok_or(Error::NotFound)?;
-                TensorListing::open(&self.sources, set)?.find(name)
-            }
-            _ => Err(Error::NotADirectory),
-        }
+        self.trimming(|| dir.form().lookup(self, name))
     }
 
     /// All children of `dir`, as of now, by name, without `.` and `..`.
     pub fn list(&self, dir: &Node) -> Result<Listing> {
-        match &dir.key.0 {
-            Place::Directory(real) => {
-                let children = self.trimming(|| self.children(real))?;
-                Ok(Listing(Children::Source(children)))
-            }
-            Place::Control => Ok(Listing(Children::Source(self.control_files()?))),
-            Place::Tensors(set) => Ok(Listing(Children::Tensors(TensorListing::open(
-                &self.sources,
-                set,
-            )?))),
-            _ => Err(Error::NotADirectory),
-        }
+        self.trimming(|| dir.form().list(self))
     }
 
     /// Does `work`, which may make plans, and cleans up behind large ones.
     fn trimming<T>(&self, work: impl FnOnce() -> T) -> T {
-        let before = self.usage.planned.get();
+        let planned = || self.catalog().figures().planned.load(Ordering::Relaxed);
+        let before = planned();
         let done = work();
         if let Some(promoter) = &self.promoter
-            && self.usage.planned.get() - before > LARGE
+            && planned() - before > LARGE
         {
             promoter.trim();
         }
@@ -228,103 +205,61 @@ impl View {
     /// Attributes as of now for directories and files shown as they are; as of
     /// the node's making for derived files.
     pub fn attr(&self, node: &Node) -> Result<Attr> {
-        let real = match &node.key.0 {
-            Place::Directory(real) | Place::Plain(real) => real,
-            _ => return Ok(node.attr),
-        };
-        // A file that is gone or replaced is still what it was to whoever holds it.
-        Ok(match std::fs::metadata(&real.path).map(Metadata::from) {
-            Ok(metadata) if real.is(&metadata) => Attr::of(&metadata),
-            _ => node.attr,
-        })
+        node.form().attr(self, node.attr())
     }
 
     /// Opens a file for reading. [`Error::Stale`] when the source behind it
     /// changed.
     pub fn open(&self, node: &Node) -> Result<OpenFile> {
-        self.trimming(|| self.open_now(node))
+        self.trimming(|| node.form().open(self, node.attr()))
     }
 
-    fn open_now(&self, node: &Node) -> Result<OpenFile> {
-        let open = match &node.key.0 {
-            Place::Directory(_) | Place::Tensors(_) | Place::Control => {
-                return Err(Error::IsADirectory);
-            }
-            Place::Plain(real) => {
-                let source = open_source(&real.path)?;
-                let identity = source.identity();
-                if (identity.device, identity.inode) != (real.device, real.inode) {
-                    return Err(Error::Stale);
-                }
-                Open::Plain(source, self.opened(&real.path, Tier::Native))
-            }
-            Place::Converted(origin) => {
-                return Ok(OpenFile::converted(
-                    self.sources.reader(origin)?,
-                    origin,
-                    &self.usage,
-                    &self.behind,
-                    self.promoter.as_ref(),
-                ));
-            }
-            Place::Kept(origin, identity) => {
-                // Whoever looks the name up again finds what there is now.
-                let kept = self.kept(origin);
-                let kept = kept.filter(|kept| kept.identity() == identity);
-                Open::Kept(
-                    kept.ok_or(Error::Stale)?,
-                    self.opened(&origin.path, Tier::Promoted),
-                )
-            }
-            Place::Tensor(origin, index) => self.open_tensor(origin, *index as usize)?,
-            Place::Text(text) => Open::Text(text.clone()),
-        };
-        Ok(OpenFile::new(open))
+    /// Extended attributes: names with values, in a stable order.
+    pub fn xattrs(&self, node: &Node) -> Result<Vec<Xattr>> {
+        node.form().xattrs(self)
     }
 
-    /// A tensor is read from the file that is kept, where there is one: what had
-    /// to be computed has been computed then.
-    fn open_tensor(&self, origin: &Arc<Origin>, index: usize) -> Result<Open> {
-        if let Some(kept) = self.kept(origin) {
-            let plan = self.sources.plan(origin)?;
-            let tensor = plan.tensors().get(index).ok_or(Error::Stale)?;
-            let opened = self.opened(&origin.path, Tier::Promoted);
-            return Ok(Open::KeptTensor(kept, tensor.start, tensor.len, opened));
+    pub fn space(&self) -> Result<Space> {
+        Ok(self.tree().space()?)
+    }
+
+    /// What the checkpoint `name` in `directory`, which is given from the root of the
+    /// source, turns into: a converted file, or the refusal of one. Nothing beside it
+    /// is planned.
+    pub fn derived(&self, directory: &Path, name: &OsStr) -> Result<Option<Node>> {
+        let folder = Folder::new(self, self.tree().enter(directory)?);
+        forms::derived(&folder, name)
+    }
+
+    /// The node of the checkpoint behind a converted file as it is now.
+    pub fn again(&self, node: &Node) -> Result<Option<Node>> {
+        match node.form().origin() {
+            Some(origin) => self.derived(&origin.directory, &origin.name),
+            None => Ok(None),
         }
-        let opened = self.opened(&origin.path, Tier::Stream);
-        let promotion = Promotion::new(origin, self.promoter.as_ref());
-        let reader = self.sources.reader(origin)?;
-        let tensor = Tensor::new(reader, index, opened, promotion);
-        Ok(Open::Tensor(Box::new(tensor)))
     }
 
-    /// The kept file that `origin` turns into, open, while its source is what it was.
-    fn kept(&self, origin: &Origin) -> Option<Kept> {
-        let kept = self.promoter.as_ref()?.find(origin)?;
-        promoter::is_current(origin).then_some(kept)
-    }
-
-    fn opened(&self, path: &Arc<Path>, tier: Tier) -> Opened {
-        self.usage.opened(path.clone(), tier)
-    }
-
-    /// What a converted file is called in the cache directory; None for all else.
-    pub fn kept_name(&self, node: &Node) -> Option<Name> {
-        Some(self.sources.kept_name(node.origin()?))
+    /// What a converted file is called in the cache directory, and what it is made
+    /// from; None for all else.
+    pub fn promotion(&self, node: &Node) -> Option<(Name, Provenance)> {
+        let origin = node.form().origin()?;
+        Some((self.sources.promoted_name(origin), origin.provenance()))
     }
 
     /// Whether the checkpoint behind a converted file has been as it is for long enough
     /// that no change of it could go unseen.
     pub fn is_settled(&self, node: &Node) -> bool {
-        node.origin().is_none_or(|origin| origin.key.is_settled())
+        let origin = node.form().origin();
+        origin.is_none_or(|origin| origin.key.is_settled())
     }
 
-    /// Converts the checkpoint behind `node` anew, whether it is kept or not.
+    /// Converts the checkpoint behind `node` anew, whether it is promoted or not.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub fn reader(&self, node: &Node) -> Result<Reader> {
-        self.sources.reader(node.origin().ok_or(Error::NotFound)?)
+        self.sources
+            .reader(node.form().origin().ok_or(Error::NotFound)?)
     }
 
     /// Gives up what goes on in the background, so that the process can end.
@@ -334,91 +269,114 @@ impl View {
         }
     }
 
-    /// Extended attributes: names with values, in a stable order.
-    pub fn xattrs(&self, node: &Node) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        let tier = |tier: Tier| ("user.stfs.tier", tier.name().as_bytes().to_vec());
-        let source = |path: &Path| ("user.stfs.source", path.as_os_str().as_bytes().to_vec());
-        Ok(match &node.key.0 {
-            Place::Directory(_) | Place::Plain(_) | Place::Tensors(_) | Place::Control => {
-                Vec::new()
-            }
-            Place::Converted(origin) => vec![source(&origin.path), tier(Tier::Stream)],
-            Place::Kept(origin, _) => vec![source(&origin.path), tier(Tier::Promoted)],
-            Place::Text(text) => vec![source(&text.about)],
-            Place::Tensor(origin, index) => {
-                let plan = self.sources.plan(origin)?;
-                let tensor = plan.tensors().get(*index as usize).ok_or(Error::Stale)?;
-                let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
-                vec![
-                    ("user.stfs.dtype", tensor.dtype.to_string().into_bytes()),
-                    ("user.stfs.name", tensor.name.as_bytes().to_vec()),
-                    (
-                        "user.stfs.shape",
-                        format!("[{}]", shape.join(", ")).into_bytes(),
-                    ),
-                    source(&origin.path),
-                ]
-            }
-        })
+    fn tree(&self) -> &Arc<dyn Tree> {
+        &self.sources.tree
     }
 
-    pub fn stats(&self) -> Result<FsStats> {
-        let stats = nix::sys::statvfs::statvfs(self.source()).map_err(io::Error::from)?;
-        let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-        Ok(FsStats {
-            blocks: stats.blocks(),
-            blocks_free: stats.blocks_free(),
-            blocks_available: stats.blocks_available(),
-            files: stats.files(),
-            files_free: stats.files_free(),
-            block_size: narrow(stats.block_size()),
-            fragment_size: narrow(stats.fragment_size()),
-            name_max: narrow(stats.name_max()),
-        })
+    fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    fn catalog(&self) -> &Catalog {
+        &self.sources.catalog
+    }
+
+    fn options(&self) -> &Options {
+        &self.options
+    }
+
+    fn usage(&self) -> &Arc<Usage> {
+        &self.usage
+    }
+
+    fn promoter(&self) -> Option<&Promoter> {
+        self.promoter.as_deref()
+    }
+
+    /// How `origin` comes to be promoted.
+    fn wish(&self, origin: &Arc<Origin>) -> Wish {
+        Wish::new(origin, self.promoter.as_ref())
+    }
+
+    /// The file that `origin` was promoted to, open, while its source is what it was.
+    fn promoted(&self, origin: &Origin) -> Option<Promoted> {
+        let promoted = self.promoter()?.find(origin)?;
+        self.sources.is_current(origin).then_some(promoted)
+    }
+
+    /// The promoted files in figures.
+    fn stock(&self) -> Option<Stock> {
+        self.promoter()?.figures()
+    }
+
+    /// When the view was made.
+    fn since(&self) -> SystemTime {
+        self.since
+    }
+
+    /// The names in a directory that was entered just now.
+    fn scan(&self, directory: &dyn Tree) -> io::Result<Arc<Scan>> {
+        let key = directory.path().to_path_buf();
+        let known = lock(&self.scans).get(&key).cloned();
+        if let Some(scan) = known.filter(|scan| scan.holds(&directory.metadata().version)) {
+            return Ok(scan);
+        }
+        let scan = Arc::new(Scan::read(directory)?);
+        lock(&self.scans).put(key, scan.clone());
+        Ok(scan)
+    }
+
+    /// The tensors at `path` as they were put together last, of an index with this
+    /// version.
+    fn merged(&self, path: &Path, index: &Version) -> Option<Merged> {
+        let known = lock(&self.merged).get(path).cloned();
+        known.and_then(|(version, set)| (version == *index).then_some(set))
+    }
+
+    fn keep_merged(&self, path: PathBuf, index: Version, set: &Merged) {
+        lock(&self.merged).put(path, (index, set.clone()));
     }
 }
 
-/// A source that is gone is a source that changed: the name is to be looked up
-/// again.
-fn open_source(path: &Path) -> Result<Source> {
-    Source::open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Error::Stale,
-        _ => Error::Io(error),
+/// The pages of the checkpoint that `reader` reads.
+fn source_pages(view: &View, origin: &Arc<Origin>, reader: &Arc<Reader>) -> Arc<dyn Pages> {
+    Arc::new(SourcePages {
+        tree: view.tree().clone(),
+        origin: origin.clone(),
+        reader: Arc::downgrade(reader),
     })
 }
 
-/// A directory's children at one moment. Cheap to hold for a directory of
-/// many tensors: nodes are made when asked for.
-pub struct Listing(Children);
-
-enum Children {
-    Source(Vec<(OsString, Node)>),
-    Tensors(TensorListing),
+struct SourcePages {
+    tree: Arc<dyn Tree>,
+    origin: Arc<Origin>,
+    /// As long as it is open: it has its own mapping of the source.
+    reader: Weak<Reader>,
 }
 
-impl Listing {
-    pub fn len(&self) -> usize {
-        match &self.0 {
-            Children::Source(children) => children.len(),
-            Children::Tensors(tensors) => tensors.len(),
+impl Pages for SourcePages {
+    fn drop_pages(&self, extent: Range<u64>) {
+        if let Some(reader) = self.reader.upgrade() {
+            return reader.source().drop_pages(extent);
+        }
+        // If it is another file by now, that one is read again: no harm is done.
+        let directory = self.tree.enter(&self.origin.directory);
+        if let Ok(source) = directory.and_then(|directory| directory.open(&self.origin.name)) {
+            source.drop_pages(extent);
         }
     }
+}
 
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+/// Where the bytes of a file come from.
+fn tier_xattr(tier: Tier) -> Xattr {
+    ("user.stfs.tier", tier.name().as_bytes().to_vec())
+}
 
-    /// Child `index` in listing order.
-    pub fn entry(&self, index: usize) -> Option<(Cow<'_, OsStr>, Node)> {
-        match &self.0 {
-            Children::Source(children) => {
-                let (name, node) = children.get(index)?;
-                Some((Cow::Borrowed(name), node.clone()))
-            }
-            Children::Tensors(tensors) => {
-                let (name, node) = tensors.entry(index)?;
-                Some((Cow::Owned(name.into()), node))
-            }
-        }
-    }
+/// The checkpoint that a file is made from.
+fn source_xattr(location: &Path) -> Xattr {
+    ("user.stfs.source", location.as_os_str().as_bytes().to_vec())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

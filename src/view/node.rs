@@ -1,13 +1,13 @@
 //! One place in the tree, as a plain value.
 
-use std::hash::{Hash, Hasher};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::cache::Key;
-use crate::checkpoint::Content;
-use crate::source::{Identity, Metadata};
+use super::forms::Form;
+use crate::cache::Name;
+use crate::source::{Metadata, Rights};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -33,89 +33,59 @@ pub struct Attr {
 /// A directory or file of the tree. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Node {
-    pub(super) key: NodeKey,
-    pub(super) attr: Attr,
+    key: NodeKey,
+    attr: Attr,
+    form: Arc<dyn Form>,
 }
 
 /// Equal keys: the same file with the same bytes. A source file that changes
 /// gets another key for everything derived from it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct NodeKey(pub(super) Place);
-
-#[derive(Clone, Debug)]
-pub(super) enum Place {
-    /// A directory of the source.
-    Directory(Real),
-    /// A file of the source, shown as it is.
-    Plain(Real),
-    /// A checkpoint as `.safetensors`.
-    Converted(Arc<Origin>),
-    /// The same, in a file that is kept.
-    Kept(Arc<Origin>, Identity),
-    /// Where the mount tells about itself.
-    Control,
-    /// `X.tensors`.
-    Tensors(Arc<TensorSet>),
-    /// One tensor of a file, by its index in the plan.
-    Tensor(Arc<Origin>, u32),
-    /// A small file made up here.
-    Text(Arc<Text>),
+pub struct NodeKey {
+    /// What it is.
+    pub(super) form: &'static str,
+    /// Where it stands, if it is another one under another name.
+    pub(super) place: Option<Arc<Path>>,
+    /// Which file, in which version, it is or is made from.
+    pub(super) of: Id,
+    /// Which part of that.
+    pub(super) part: u64,
 }
 
-/// A directory or file of the source.
-#[derive(Clone, Debug)]
-pub(super) struct Real {
-    pub path: Arc<Path>,
-    pub device: u64,
-    pub inode: u64,
+/// A hash of what tells a file from all others.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Id(u128);
+
+impl Id {
+    /// `parts` with their lengths, so that no two lists of them are alike.
+    pub fn of(parts: &[&[u8]]) -> Id {
+        let name = Name::of(parts);
+        let (half, _) = name
+            .as_bytes()
+            .split_first_chunk()
+            .unwrap_or((&[0; 16], &[]));
+        Id(u128::from_le_bytes(*half))
+    }
+
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0.to_le_bytes()
+    }
 }
 
-/// The file that a derived node is made from.
-#[derive(Debug)]
-pub(super) struct Origin {
-    pub path: Arc<Path>,
-    pub content: Content,
-    pub key: Key,
-    /// Those of the converted file or, for a native one, of the file itself.
-    pub attr: Attr,
-}
-
-/// The tensors of a file, or of all files that an index names.
-#[derive(Debug)]
-pub(super) struct TensorSet {
-    /// Where the directory stands in the tree.
-    pub path: Arc<Path>,
-    pub parts: Box<[Arc<Origin>]>,
-    /// Part and index of each tensor, by name; None when there is one part,
-    /// whose plan knows the order.
-    pub merged: Option<Box<[(u32, u32)]>>,
-}
-
-/// A file made up here.
-#[derive(Debug)]
-pub(super) struct Text {
-    /// Where it stands in the tree.
-    pub path: Arc<Path>,
-    /// The file that it speaks of.
-    pub about: Arc<Path>,
-    /// It is a `NAME.refused.txt`.
-    pub refuses: bool,
-    pub body: Box<[u8]>,
-}
-
-impl Real {
-    /// Whether a file with these metadata is this one.
-    pub fn is(&self, metadata: &Metadata) -> bool {
-        (self.device, self.inode) == (metadata.identity.device, metadata.identity.inode)
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
     }
 }
 
 impl Node {
-    pub(super) fn new(place: Place, attr: Attr) -> Node {
-        Node {
-            key: NodeKey(place),
-            attr,
-        }
+    pub(super) fn new(key: NodeKey, attr: Attr, form: impl Form + 'static) -> Node {
+        let form = Arc::new(form);
+        Node { key, attr, form }
+    }
+
+    pub(super) fn form(&self) -> &dyn Form {
+        &*self.form
     }
 
     pub fn kind(&self) -> Kind {
@@ -129,20 +99,7 @@ impl Node {
 
     /// Whether this file only says why another one is not there.
     pub fn is_refusal(&self) -> bool {
-        matches!(&self.key.0, Place::Text(text) if text.refuses)
-    }
-
-    /// The path of the checkpoint behind a converted file; None for all else.
-    pub fn checkpoint(&self) -> Option<&Path> {
-        Some(&self.origin()?.path)
-    }
-
-    /// The checkpoint that this is the converted form of.
-    pub(super) fn origin(&self) -> Option<&Arc<Origin>> {
-        match &self.key.0 {
-            Place::Converted(origin) | Place::Kept(origin, _) => Some(origin),
-            _ => None,
-        }
+        self.form.is_refusal()
     }
 
     pub fn key(&self) -> &NodeKey {
@@ -152,24 +109,36 @@ impl Node {
 
 impl Attr {
     /// The source's own attributes, without write bits.
-    pub(super) fn of(metadata: &Metadata) -> Attr {
+    pub(super) fn of(kind: Kind, metadata: &Metadata) -> Attr {
+        let Rights { uid, gid, mode } = metadata.rights;
         Attr {
-            kind: match metadata.is_directory {
-                true => Kind::Directory,
-                false => Kind::File,
-            },
-            size: metadata.identity.size,
-            mode: metadata.mode & 0o555,
-            uid: metadata.uid,
-            gid: metadata.gid,
+            kind,
+            size: metadata.version.size,
+            mode,
+            uid,
+            gid,
             atime: time(metadata.accessed),
-            mtime: time(metadata.identity.modified),
-            ctime: time(metadata.identity.changed),
+            mtime: time(metadata.version.modified),
+            ctime: time(metadata.version.changed),
         }
     }
 
     pub(super) fn sized(self, size: u64) -> Attr {
         Attr { size, ..self }
+    }
+
+    pub(super) fn rights(&self) -> Rights {
+        Rights::new(self.uid, self.gid, self.mode)
+    }
+
+    pub(super) fn with_rights(self, rights: Rights) -> Attr {
+        let Rights { uid, gid, mode } = rights;
+        Attr {
+            uid,
+            gid,
+            mode,
+            ..self
+        }
     }
 
     /// A directory that whoever may read the file may enter.
@@ -193,52 +162,4 @@ fn time((seconds, nanoseconds): (i64, i64)) -> SystemTime {
     };
     time.and_then(|time| time.checked_add(fraction))
         .unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-impl Place {
-    /// What tells one place from another.
-    fn identity(&self) -> PlaceIdentity<'_> {
-        use PlaceIdentity as Id;
-        match self {
-            // A link to a directory is a directory of its own: the kernel knows
-            // each directory under one name.
-            Place::Directory(real) => Id::Directory(&real.path, real.device, real.inode),
-            Place::Plain(real) => Id::Plain(real.device, real.inode),
-            Place::Converted(origin) => Id::Converted(&origin.key),
-            // Which file it is counts too: the kernel holds one for each node.
-            Place::Kept(origin, kept) => Id::Kept(&origin.key, kept),
-            Place::Control => Id::Control,
-            Place::Tensors(set) => {
-                Id::Tensors(&set.path, set.parts.iter().map(|part| &part.key).collect())
-            }
-            Place::Tensor(origin, index) => Id::Tensor(&origin.key, *index),
-            Place::Text(text) => Id::Text(&text.path, &text.body),
-        }
-    }
-}
-
-#[derive(PartialEq, Eq, Hash)]
-enum PlaceIdentity<'a> {
-    Directory(&'a Path, u64, u64),
-    Plain(u64, u64),
-    Converted(&'a Key),
-    Kept(&'a Key, &'a Identity),
-    Control,
-    Tensors(&'a Path, Vec<&'a Key>),
-    Tensor(&'a Key, u32),
-    Text(&'a Path, &'a [u8]),
-}
-
-impl PartialEq for Place {
-    fn eq(&self, other: &Place) -> bool {
-        self.identity() == other.identity()
-    }
-}
-
-impl Eq for Place {}
-
-impl Hash for Place {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.identity().hash(state);
-    }
 }

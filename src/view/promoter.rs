@@ -10,11 +10,9 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 
-use super::node::Origin;
-use super::sources::Sources;
-use super::usage::{StoreFigures, Usage};
-use crate::cache::{self, Background, Kept, Name, Promotion, Store};
-use crate::source::{Identity, Metadata};
+use super::origin::{Origin, Sources};
+use super::usage::{Stock, Usage};
+use crate::cache::{self, Background, Name, Promoted, Promotion, Stamp, Store};
 
 /// Whether converted files are kept as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -36,8 +34,6 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long a promotion that failed is not tried again.
 const RETRY: Duration = Duration::from_secs(300);
-/// How old a source has to be: a younger one may still change without a trace.
-const UNSETTLED: Duration = Duration::from_secs(3);
 /// How long the figures of the store are good for: they cost a walk through it.
 const FIGURES: Duration = Duration::from_secs(5);
 
@@ -55,7 +51,7 @@ pub(super) struct Promoter {
     /// Milliseconds from then to the last read that was answered here.
     last_read: AtomicU64,
     ended: AtomicBool,
-    figures: Mutex<Option<(Instant, StoreFigures)>>,
+    figures: Mutex<Option<(Instant, Stock)>>,
 }
 
 impl Promoter {
@@ -85,17 +81,17 @@ impl Promoter {
         self.policy
     }
 
-    /// The kept file that `origin` turns into, as far as can be told without
+    /// The promoted file that `origin` turns into, as far as can be told without
     /// opening it.
-    pub fn peek(&self, origin: &Origin) -> Option<Identity> {
-        let found = self.store.peek(&self.sources.kept_name(origin));
-        found.filter(|identity| identity.size == origin.attr.size)
+    pub fn peek(&self, origin: &Origin) -> Option<Stamp> {
+        let found = self.store.peek(&self.sources.promoted_name(origin));
+        found.filter(|stamp| stamp.size() == origin.attr.size)
     }
 
     /// The same, open.
-    pub fn find(&self, origin: &Origin) -> Option<Kept> {
-        let found = self.store.find(&self.sources.kept_name(origin));
-        found.filter(|kept| kept.identity().size == origin.attr.size)
+    pub fn find(&self, origin: &Origin) -> Option<Promoted> {
+        let found = self.store.find(&self.sources.promoted_name(origin));
+        found.filter(|promoted| promoted.source().size() == origin.attr.size)
     }
 
     /// Somebody reads from a source.
@@ -105,7 +101,12 @@ impl Promoter {
 
     /// Has `origin` promoted when there is time.
     pub fn want(self: &Arc<Self>, origin: &Arc<Origin>) {
-        let name = self.sources.kept_name(origin);
+        // What is written while its stamps say nothing could not be told from what is
+        // written next.
+        if !origin.key.is_settled() {
+            return;
+        }
+        let name = self.sources.promoted_name(origin);
         let lately = |at: &Instant| at.elapsed() < RETRY;
         if lock(&self.failed).get(&name).is_some_and(lately) || !lock(&self.pending).insert(name) {
             return;
@@ -129,7 +130,7 @@ impl Promoter {
             lock(&self.pending).remove(name);
             return;
         }
-        let source = origin.path.display();
+        let source = origin.location.display();
         let result = self.try_promote(name, origin);
         lock(&self.pending).remove(name);
         match result {
@@ -154,13 +155,10 @@ impl Promoter {
     }
 
     fn try_promote(&self, name: &Name, origin: &Origin) -> Result<Promotion, Failure> {
-        if !origin.key.is_settled() {
-            self.rest(UNSETTLED);
-        }
         let reader = self.sources.reader(origin).map_err(Failure::View)?;
         let mut step = |_: u64| self.pace();
         self.store
-            .promote(name, &origin.path, &reader, &mut step)
+            .promote(name, &origin.provenance(), &reader, &mut step)
             .map_err(Failure::Cache)
     }
 
@@ -185,27 +183,20 @@ impl Promoter {
         u128::from(self.now().saturating_sub(last)) < QUIET.as_millis()
     }
 
-    fn rest(&self, time: Duration) {
-        let from = Instant::now();
-        while from.elapsed() < time && !self.ended.load(Ordering::Relaxed) {
-            thread::sleep(QUIET);
-        }
-    }
-
     fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// What is kept, as of lately; None when the cache cannot be read.
-    pub fn figures(&self) -> Option<StoreFigures> {
+    pub fn figures(&self) -> Option<Stock> {
         let mut figures = lock(&self.figures);
         if let Some((at, known)) = &*figures
             && at.elapsed() < FIGURES
         {
             return Some(*known);
         }
-        let usage = self.store.usage().ok()?;
-        let now = StoreFigures {
+        let usage = self.store.occupancy().ok()?;
+        let now = Stock {
             files: usage.files as u64,
             bytes: usage.bytes,
             limit: usage.limit,
@@ -232,22 +223,42 @@ impl Promoter {
             if let Err(error) = store.collect() {
                 debug!("{}: {error}", store.directory().root().display());
             }
-            let plans = cache::prune_plans(store.directory(), cache::PLANS_BUDGET);
-            if let Err(error) = plans {
-                debug!("{}: {error}", store.directory().plans().display());
-            }
         });
     }
 }
 
-/// Whether the file behind `origin` and those beside it are what they were.
-pub(super) fn is_current(origin: &Origin) -> bool {
-    let is = |path: &std::path::Path, identity: &Identity| {
-        std::fs::metadata(path).is_ok_and(|now| Metadata::from(now).identity == *identity)
-    };
-    let mut beside = origin.key.beside.iter();
-    is(&origin.path, &origin.key.identity)
-        && beside.all(|(name, identity)| is(&origin.path.with_file_name(name), identity))
+/// How an open file comes to be promoted, if it does.
+pub(super) struct Wish {
+    origin: Arc<Origin>,
+    /// None when nothing is.
+    promoter: Option<Arc<Promoter>>,
+}
+
+impl Wish {
+    pub fn new(origin: &Arc<Origin>, promoter: Option<&Arc<Promoter>>) -> Wish {
+        let promoter = promoter.filter(|promoter| promoter.policy() != Promote::Never);
+        Wish {
+            origin: origin.clone(),
+            promoter: promoter.cloned(),
+        }
+    }
+
+    /// What is promoted; None when nothing is.
+    pub fn policy(&self) -> Option<Promote> {
+        Some(self.promoter.as_ref()?.policy())
+    }
+
+    pub fn make(&self) {
+        if let Some(promoter) = &self.promoter {
+            promoter.want(&self.origin);
+        }
+    }
+
+    pub fn note_read(&self) {
+        if let Some(promoter) = &self.promoter {
+            promoter.note_read();
+        }
+    }
 }
 
 enum Failure {

@@ -4,14 +4,15 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::convert::names;
-use crate::source::{Identity, Metadata};
+use crate::source::{System, Tree, Version};
 
-/// How long the scan of a directory that changed just now is good for.
+/// How long the names of a directory that changed just now are good for.
 const FRESH: Duration = Duration::from_millis(200);
+/// How long they are where a directory may change without its times moving.
+const MOMENT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Scan {
@@ -23,22 +24,18 @@ pub struct Scan {
     by_index_name: Groups,
     /// Names of indexes of either kind, by the stem of the file they stand for.
     by_indexed_stem: Groups,
-    identity: Identity,
+    version: Version,
     taken: Instant,
-    settled: bool,
 }
 
 /// Positions in the list of names.
 type Groups = HashMap<OsString, Vec<usize>>;
 
 impl Scan {
-    pub fn read(directory: &Path) -> io::Result<Scan> {
+    /// Of a directory that was entered just now.
+    pub fn read(directory: &dyn Tree) -> io::Result<Scan> {
         let taken = Instant::now();
-        let identity = Metadata::from(std::fs::metadata(directory)?).identity;
-        let settled = identity.is_settled();
-        let mut names = std::fs::read_dir(directory)?
-            .map(|entry| Ok(entry?.file_name()))
-            .collect::<io::Result<Vec<OsString>>>()?;
+        let mut names = directory.list()?;
         names.sort_unstable();
         let mut by_stem = Groups::with_capacity(names.len());
         let mut by_index_name = Groups::new();
@@ -58,26 +55,34 @@ impl Scan {
             by_stem,
             by_index_name,
             by_indexed_stem,
-            identity,
+            version: directory.metadata().version,
             taken,
-            settled,
         })
     }
 
-    /// Whether the names are still those of the directory, whose identity is now
-    /// `identity`.
-    pub fn holds(&self, identity: &Identity) -> bool {
-        self.identity == *identity && (self.settled || self.taken.elapsed() < FRESH)
+    /// Whether the names are still those of the directory, whose version is now
+    /// `version`.
+    pub fn holds(&self, version: &Version) -> bool {
+        let age = self.taken.elapsed();
+        self.version.same_stamps(version)
+            && match self.version.file.system {
+                System::Lasting { .. } => self.version.settled || age < FRESH,
+                System::Mounted { .. } => age < MOMENT,
+            }
     }
 
     pub fn names(&self) -> &[OsString] {
         &self.names
     }
 
-    pub fn contains(&self, name: &OsStr) -> bool {
+    pub fn position(&self, name: &OsStr) -> Option<usize> {
         self.names
             .binary_search_by(|known| known.as_os_str().cmp(name))
-            .is_ok()
+            .ok()
+    }
+
+    pub fn contains(&self, name: &OsStr) -> bool {
+        self.position(name).is_some()
     }
 
     /// Names whose converted form has this stem.

@@ -249,7 +249,7 @@ impl Sources {
 
     /// The other files that the checkpoint at `path` may be made of.
     fn beside(&self, path: &Path, content: Content) -> Result<Beside, Arc<Refusal>> {
-        let (true, Some(directory)) = (content.has_companions(), path.parent()) else {
+        let (Content::Distributed, Some(directory)) = (content, path.parent()) else {
             return Ok(Beside::default());
         };
         let unreadable = |error: io::Error| Arc::new(refuse_unreadable(&error.into()));

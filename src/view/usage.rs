@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 
+use crate::cache::Figures;
+
 /// Where the bytes of a file come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
@@ -49,11 +51,6 @@ impl Count {
 #[derive(Debug, Default)]
 pub struct Usage {
     tiers: [TierUsage; 3],
-    pub plans_from_memory: Count,
-    pub plans_from_records: Count,
-    pub plans_made: Count,
-    /// Bytes of memory that all plans took that were made or loaded.
-    pub planned: Count,
     pub promotions: Count,
     pub promotions_failed: Count,
     open: Mutex<Open>,
@@ -74,7 +71,7 @@ struct Open {
 
 /// Figures of the store of promoted files.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct StoreFigures {
+pub struct Stock {
     pub files: u64,
     pub bytes: u64,
     pub limit: u64,
@@ -83,14 +80,14 @@ pub struct StoreFigures {
 impl Usage {
     /// Counts a file that is open for as long as the result lives. `path`: that
     /// of the source file.
-    pub fn opened(self: &Arc<Usage>, path: Arc<Path>, tier: Tier) -> Opened {
+    pub fn opened(self: &Arc<Usage>, path: Arc<Path>, tier: Tier) -> InUse {
         self.tiers[tier as usize].opens.add(1);
         let mut open = self.open();
         let number = open.next;
         open.next += 1;
         open.files.insert(number, (path, tier));
         drop(open);
-        Opened {
+        InUse {
             usage: self.clone(),
             number,
             tier,
@@ -99,7 +96,7 @@ impl Usage {
 
     /// The figures as Prometheus reads them:
     /// <https://prometheus.io/docs/instrumenting/exposition_formats/>.
-    pub fn metrics(&self, store: Option<StoreFigures>) -> String {
+    pub fn metrics(&self, plans: &Figures, store: Option<Stock>) -> String {
         let mut text = Metrics::default();
         let open = self.open_by_tier();
         text.of_tiers("stfs_open_files", "gauge", "Files open now.", |tier| {
@@ -114,7 +111,7 @@ impl Usage {
             self.tiers[tier as usize].served.get()
         });
         text.head("stfs_plans_total", "counter", "Plans that were asked for.");
-        for (from, count) in self.plans() {
+        for (from, count) in counts(plans) {
             text.line(&format!("stfs_plans_total{{from=\"{from}\"}}"), count);
         }
         text.head("stfs_promotions_total", "counter", "Promotions that ended.");
@@ -144,7 +141,7 @@ impl Usage {
     }
 
     /// The same, and the open files, for `stfs status`.
-    pub fn status(&self, store: Option<StoreFigures>) -> Value {
+    pub fn status(&self, plans: &Figures, store: Option<Stock>) -> Value {
         let open: Vec<Value> = self
             .open()
             .files
@@ -155,9 +152,7 @@ impl Usage {
             let figures = TIERS.map(|tier| (tier.name().to_string(), figure(tier).into()));
             Value::Object(figures.into_iter().collect())
         };
-        let plans = self
-            .plans()
-            .map(|(from, count)| (from.to_string(), count.into()));
+        let plans = counts(plans).map(|(from, count)| (from.to_string(), count.into()));
         json!({
             "open": open,
             "opens": of_tiers(&|tier| self.tiers[tier as usize].opens.get()),
@@ -168,14 +163,6 @@ impl Usage {
                 "files": store.files, "bytes": store.bytes, "limit_bytes": store.limit,
             })),
         })
-    }
-
-    fn plans(&self) -> [(&'static str, u64); 3] {
-        [
-            ("memory", self.plans_from_memory.get()),
-            ("record", self.plans_from_records.get()),
-            ("checkpoint", self.plans_made.get()),
-        ]
     }
 
     fn open_by_tier(&self) -> [u64; 3] {
@@ -193,23 +180,33 @@ impl Usage {
 
 /// A file that is open, in the figures.
 #[derive(Debug)]
-pub struct Opened {
+pub struct InUse {
     usage: Arc<Usage>,
     number: u64,
     tier: Tier,
 }
 
-impl Opened {
+impl InUse {
     /// `bytes` of the file went out.
     pub fn served(&self, bytes: u64) {
         self.usage.tiers[self.tier as usize].served.add(bytes);
     }
 }
 
-impl Drop for Opened {
+impl Drop for InUse {
     fn drop(&mut self) {
         self.usage.open().files.remove(&self.number);
     }
+}
+
+/// Where plans came from, and how many.
+fn counts(plans: &Figures) -> [(&'static str, u64); 3] {
+    let load = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+    [
+        ("memory", load(&plans.from_memory)),
+        ("record", load(&plans.from_records)),
+        ("checkpoint", load(&plans.made)),
+    ]
 }
 
 #[derive(Default)]

@@ -4,7 +4,7 @@ use std::fs::{self, File, FileTimes};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use stfs::cache::{Directory, Name, prune_plans};
+use stfs::cache::{Directory, Name, prune_records};
 
 /// Bytes that a small file counts for.
 const BLOCK: u64 = 4096;
@@ -23,7 +23,11 @@ fn date(path: &Path, read: SystemTime, written: SystemTime) {
 fn the_longest_unused_go_first() {
     let root = tempfile::tempdir().unwrap();
     let directory = Directory::open(root.path()).unwrap();
-    assert_eq!(prune_plans(&directory, 0).unwrap(), 0, "there are none yet");
+    assert_eq!(
+        prune_records(&directory, 0).unwrap(),
+        0,
+        "there are none yet"
+    );
 
     let records: Vec<_> = (0..10_u8)
         .map(|number| directory.plan(&Name::of(&[&[number]])))
@@ -37,11 +41,11 @@ fn the_longest_unused_go_first() {
     date(&records[0], minutes_ago(1), minutes_ago(100));
     let left = || -> Vec<usize> { (0..10).filter(|n| records[*n].exists()).collect() };
 
-    assert_eq!(prune_plans(&directory, 10 * BLOCK).unwrap(), 10 * BLOCK);
+    assert_eq!(prune_records(&directory, 10 * BLOCK).unwrap(), 10 * BLOCK);
     assert_eq!(left().len(), 10);
-    assert_eq!(prune_plans(&directory, 4 * BLOCK).unwrap(), 4 * BLOCK);
+    assert_eq!(prune_records(&directory, 4 * BLOCK).unwrap(), 4 * BLOCK);
     assert_eq!(left(), [0, 7, 8, 9]);
-    assert_eq!(prune_plans(&directory, BLOCK - 1).unwrap(), 0);
+    assert_eq!(prune_records(&directory, BLOCK - 1).unwrap(), 0);
     assert_eq!(left(), [0; 0]);
 }
 
@@ -73,7 +77,7 @@ fn what_is_no_record_stays() {
     ];
     std::os::unix::fs::symlink(outside.path(), directory.plans().join("zz")).unwrap();
 
-    assert_eq!(prune_plans(&directory, 0).unwrap(), 0);
+    assert_eq!(prune_records(&directory, 0).unwrap(), 0);
     assert!(!record.exists() && !abandoned.exists());
     for path in &kept {
         assert!(path.symlink_metadata().is_ok(), "{path:?}");

@@ -5,8 +5,7 @@ use std::fs;
 
 use proptest::prelude::*;
 use stfs::checkpoint::{self, Backing, Checkpoint, Error, Promise, sniff};
-use stfs::convert::SameDirectory;
-use stfs::source::Source;
+use stfs::source::{LocalTree, Tree};
 
 use super::archive::Archive;
 use super::opcodes::*;
@@ -40,9 +39,10 @@ fn checkpoint(bytes: &[u8]) -> Option<Checkpoint> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.pt");
     fs::write(&path, bytes).unwrap();
-    let source = Source::open(&path).unwrap();
+    let (directory, name) = LocalTree::around(&path).unwrap();
+    let source = directory.open(&name).unwrap();
     let content = sniff(&source, Promise::Checkpoint).unwrap();
-    match checkpoint::read(&source, content, &SameDirectory(&path), None) {
+    match checkpoint::read(&source, content, &directory, None) {
         Ok(checkpoint) => Some(checkpoint),
         Err(Error::Refused(refusal)) => {
             assert!(refusal.to_string().len() < 2000);

@@ -3,11 +3,10 @@
 use std::fs;
 
 use stfs::checkpoint::{Cause, Content, Holds, Intruder, Promise, sniff};
-use stfs::source::Source;
 
 use super::archive::Archive;
 use super::opcodes::{floats, named};
-use super::refused;
+use super::{refused, support};
 
 /// What a file is told to be.
 #[derive(Debug, PartialEq)]
@@ -44,7 +43,7 @@ fn content(bytes: &[u8], promise: Promise) -> Told {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     fs::write(&path, bytes).unwrap();
-    told(sniff(&Source::open(&path).unwrap(), promise).unwrap())
+    told(sniff(&support::open(&path), promise).unwrap())
 }
 
 fn promised(bytes: &[u8]) -> Told {
@@ -155,7 +154,7 @@ fn long_streams_are_pickles_when_nothing_says_otherwise() {
     file.set_len(u64::from(len) + 5).unwrap();
     fs::write(dir.path().join("call"), b"").unwrap();
     std::io::Write::write_all(&mut &file, b"0cmine\nrun\n(tR.").unwrap();
-    let content = |promise| told(sniff(&Source::open(&path).unwrap(), promise).unwrap());
+    let content = |promise| told(sniff(&support::open(&path), promise).unwrap());
     assert_eq!(content(Promise::Checkpoint), Told::Pickles("pickle"));
     // The same string in a file that ends before it does.
     file.set_len(66 << 20).unwrap();

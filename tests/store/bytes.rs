@@ -9,10 +9,9 @@ use std::path::Path;
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use safetensors::Dtype;
-use stfs::cache::{Error, Promotion, Verdict};
+use stfs::cache::{Comparison, Error, Promotion};
 use stfs::checkpoint::{Backing, Checkpoint, Codec, Companion, Encoded, Lazy, Storage, Tensor};
 use stfs::convert::{self, Reader, Segment};
-use stfs::source::Source;
 use tempfile::tempdir;
 
 use super::common::*;
@@ -25,7 +24,7 @@ fn becomes(reader: &Reader, wanted: &[u8]) {
     assert_eq!(promote(&store, &name(1), reader).unwrap(), Promotion::Made);
     assert!(all(reader) == wanted);
     holds(&store, &name(1), wanted);
-    assert_eq!(store.verify(&name(1), reader).unwrap(), Verdict::Sound);
+    assert_eq!(store.verify(&name(1), reader).unwrap(), Comparison::Same);
     assert_eq!(
         promote(&store, &name(1), reader).unwrap(),
         Promotion::Already
@@ -169,7 +168,7 @@ fn tensors_in_another_file() {
         }],
         companions: vec![Companion {
             name: "__0_0.distcp".to_string(),
-            identity: *Source::open(&beside).unwrap().identity(),
+            version: super::support::version(&beside),
         }],
         ..Checkpoint::default()
     };
@@ -214,8 +213,8 @@ fn files_of_every_format() {
             }
             count += 1;
             promote(&store, &name(count), &reader).unwrap();
-            let kept = store.find(&name(count)).unwrap();
-            assert!(bytes(&kept) == all(&reader), "{}", path.display());
+            let promoted = store.find(&name(count)).unwrap();
+            assert!(bytes(&promoted) == all(&reader), "{}", path.display());
         }
     }
     assert!(count > 40, "{count}");
@@ -292,7 +291,7 @@ fn nobody_else_may_read_it() {
         std::ops::ControlFlow::Continue(())
     };
     store
-        .promote(&name(1), Path::new("m"), &reader, &mut step)
+        .promote(&name(1), &provenance("m"), &reader, &mut step)
         .unwrap();
     assert!(modes.len() > 1 && modes.iter().all(|mode| *mode == 0o600));
     let mut pending = vec![root];

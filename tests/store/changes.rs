@@ -24,7 +24,7 @@ fn interrupted(
     act: impl Fn(),
 ) -> Result<Promotion, Error> {
     let mut number = 0;
-    let result = store.promote(name, Path::new("m"), reader, &mut |_| {
+    let result = store.promote(name, &provenance("m"), reader, &mut |_| {
         number += 1;
         if number == when {
             act();
@@ -102,7 +102,7 @@ fn the_caller_breaks_it_off() {
     let (reader, wanted) = model(&folder.path().join("m.pt"), 1, LEN);
     for when in 1..=STEPS {
         let mut seen = Vec::new();
-        let result = store.promote(&name(1), Path::new("m"), &reader, &mut |done| {
+        let result = store.promote(&name(1), &provenance("m"), &reader, &mut |done| {
             seen.push(done);
             match seen.len() == when {
                 true => ControlFlow::Break(()),

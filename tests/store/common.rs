@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use safetensors::Dtype;
-use stfs::cache::{Directory, Error, Kept, Limit, Name, Promotion, Store};
+use stfs::cache::{
+    Directory, Error, Identity, Limit, Name, Promoted, Promotion, Provenance, Store,
+};
 use stfs::checkpoint::{Checkpoint, Lazy, Storage, Tensor, open_companions};
-use stfs::convert::{Files, Plan, Reader, SameDirectory};
-use stfs::source::{Bytes, Source};
+use stfs::convert::{Files, Plan, Reader};
+use stfs::source::{LocalTree, Tree};
+
+use super::support::owned;
 
 pub const MIB: usize = 1 << 20;
 /// What the header of [`raw`] takes, for sizes of seven digits.
@@ -55,9 +59,10 @@ pub fn bytes_tensor(name: &str, storage: u32, len: usize) -> Tensor {
 }
 
 pub fn reader(path: &Path, checkpoint: Checkpoint) -> Reader {
-    let source = Source::open(path).unwrap();
+    let (directory, name) = LocalTree::around(path).unwrap();
+    let source = directory.open(&name).unwrap();
     let plan = Plan::new(checkpoint, source.size(), None).unwrap();
-    let companions = open_companions(plan.companions(), &SameDirectory(path)).unwrap();
+    let companions = open_companions(plan.companions(), &directory).unwrap();
     Reader::new(Files::new(source, companions), Arc::new(plan))
 }
 
@@ -105,21 +110,35 @@ pub fn safetensors(tensors: &[(&str, &str, &[usize], &[u8])]) -> Vec<u8> {
 }
 
 pub fn promote(store: &Store, name: &Name, reader: &Reader) -> Result<Promotion, Error> {
-    let path = reader.source().path().to_path_buf();
-    store.promote(name, &path, reader, &mut |_| ControlFlow::Continue(()))
+    let provenance = Provenance {
+        source: reader.source().location().to_path_buf(),
+        identity: Identity::Stamps(*reader.source().version()),
+    };
+    store.promote(
+        name,
+        &provenance,
+        reader,
+        &mut |_| ControlFlow::Continue(()),
+    )
+}
+
+/// A file that nobody can ask for again.
+pub fn provenance(source: &str) -> Provenance {
+    Provenance {
+        source: source.into(),
+        identity: Identity::Content(name(0)),
+    }
 }
 
 /// The bytes of an open file of the store.
-pub fn bytes(kept: &Kept) -> Vec<u8> {
-    kept.source().read_at(0, kept.source().size()).unwrap()
+pub fn bytes(promoted: &Promoted) -> Vec<u8> {
+    let source = promoted.source();
+    source.read_at(0, source.size()).unwrap()
 }
 
 /// What a reader gives for the whole file.
 pub fn all(reader: &Reader) -> Vec<u8> {
-    match reader.read(0, reader.plan().size() as usize).unwrap() {
-        Bytes::Mapped(bytes) => bytes.to_vec(),
-        Bytes::Owned(bytes) => bytes,
-    }
+    owned(reader.read(0, reader.plan().size() as usize).unwrap())
 }
 
 /// All files below `root` but the tag, relative to it.
@@ -155,8 +174,8 @@ pub fn only(names: &[Name]) -> Vec<PathBuf> {
 
 /// What is promised of a store that is in order: this one file, as it must be.
 pub fn holds(store: &Store, name: &Name, wanted: &[u8]) {
-    let kept = store.find(name).expect("the file is in the store");
-    assert!(bytes(&kept) == wanted, "other bytes");
-    assert_eq!(store.peek(name).as_ref(), Some(kept.identity()));
+    let promoted = store.find(name).expect("the file is in the store");
+    assert!(bytes(&promoted) == wanted, "other bytes");
+    assert_eq!(store.peek(name), Some(promoted.stamp()));
     assert_eq!(files(store.directory().root()), only(&[*name]));
 }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use stfs::cache::{Directory, Error, Limit, Promotion, Store, Verdict};
+use stfs::cache::{Comparison, Directory, Error, Limit, Promotion, Store};
 use tempfile::{TempDir, tempdir};
 
 use super::common::*;
@@ -84,7 +84,7 @@ fn works_in(directory: &Path) {
         // As another process sees it.
         let other = limited(&root, 15 * MIB);
         holds(&other, &name(1), &wanted);
-        assert_eq!(other.verify(&name(1), &reader).unwrap(), Verdict::Sound);
+        assert_eq!(other.verify(&name(1), &reader).unwrap(), Comparison::Same);
         let open = other.find(&name(1)).unwrap();
         let error = promote(&store, &name(2), &reader).unwrap_err();
         assert!(matches!(error, Error::NoRoom { .. }), "{error}");
@@ -135,8 +135,8 @@ fn a_cache_in_the_lower_layer() {
     fs::rename(below, mounted.path().join("lower/cache")).unwrap();
     let store = store(&merged.join("cache"));
     // Whether its inode is still the same depends on the kernel.
-    if let Some(kept) = store.find(&name(1)) {
-        assert!(bytes(&kept) == wanted);
+    if let Some(promoted) = store.find(&name(1)) {
+        assert!(bytes(&promoted) == wanted);
     }
     promote(&store, &name(1), &reader).unwrap();
     holds(&store, &name(1), &wanted);
@@ -177,7 +177,7 @@ fn a_full_file_system() {
         }
         ControlFlow::Continue(())
     };
-    let result = store.promote(&name(1), Path::new("m"), &reader, &mut step);
+    let result = store.promote(&name(1), &provenance("m"), &reader, &mut step);
     assert!(matches!(result, Err(Error::Full { .. })), "{result:?}");
     assert!(files(&root).is_empty(), "{:?}", files(&root));
     fs::remove_file(&fill).unwrap();

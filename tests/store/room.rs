@@ -74,7 +74,7 @@ fn an_open_file_stays() {
     assert!(item(1).in_use && !item(3).in_use);
     assert_eq!(
         (item(1).size, &*item(1).source),
-        (SIZE as u64, reader.source().path())
+        (SIZE as u64, reader.source().location())
     );
 
     // With all of them open there is no room, and none of them goes.
@@ -116,7 +116,7 @@ fn a_duplicate_keeps_the_file() {
     let (_folder, store, reader) = three();
     promote(&store, &name(1), &reader).unwrap();
     let open = store.find(&name(1)).unwrap();
-    let duplicate = open.source().file().try_clone().unwrap();
+    let duplicate = open.source().file().unwrap().try_clone().unwrap();
     drop(open);
     assert_eq!(store.evict(&name(1)).unwrap(), Evicted::InUse);
     drop(duplicate);
@@ -133,7 +133,7 @@ fn a_mapping_keeps_the_file() {
     promote(&store, &name(1), &reader).unwrap();
     let open = store.find(&name(1)).unwrap();
     // SAFETY: nobody writes to the file.
-    let mapping = unsafe { memmap2::Mmap::map(open.source().file()) }.unwrap();
+    let mapping = unsafe { memmap2::Mmap::map(open.source().file().unwrap()) }.unwrap();
     drop(open);
     assert_eq!(store.evict(&name(1)).unwrap(), Evicted::InUse);
     drop(mapping);
@@ -195,7 +195,7 @@ fn leftovers_go_before_files() {
     let left = store.directory().incoming_file(&name(7));
     std::fs::write(&left, vec![0; SIZE]).unwrap();
     std::fs::remove_file(store.directory().record(&name(3))).unwrap();
-    assert_eq!(store.usage().unwrap().bytes, 4 * SIZE as u64);
+    assert_eq!(store.occupancy().unwrap().bytes, 4 * SIZE as u64);
     promote(&store, &name(4), &reader).unwrap();
     assert!(!left.exists());
     assert!(store.find(&name(1)).is_some() && store.find(&name(2)).is_some());
@@ -205,21 +205,24 @@ fn leftovers_go_before_files() {
 fn usage_says_what_there_is() {
     let (_folder, store, reader) = three();
     promote(&store, &name(1), &reader).unwrap();
-    let usage = store.usage().unwrap();
-    assert_eq!((usage.files, usage.bytes), (1, SIZE as u64));
-    assert_eq!(usage.limit, 7 * SIZE as u64 / 2);
+    let occupancy = store.occupancy().unwrap();
+    assert_eq!((occupancy.files, occupancy.bytes), (1, SIZE as u64));
+    assert_eq!(occupancy.limit, 7 * SIZE as u64 / 2);
     let stats = statvfs(store.directory().root()).unwrap();
     let free = stats.blocks_available() * stats.fragment_size();
-    assert!(usage.free.abs_diff(free) < 1 << 30, "others write as well");
+    assert!(
+        occupancy.free.abs_diff(free) < 1 << 30,
+        "others write as well"
+    );
 }
 
 #[test]
 fn a_tenth_of_the_file_system_stays_free() {
     let folder = tempdir().unwrap();
     let directory = Directory::open(&folder.path().join("cache")).unwrap();
-    let usage = Store::new(directory, Limit::KeepFree).usage().unwrap();
+    let occupancy = Store::new(directory, Limit::KeepFree).occupancy().unwrap();
     let stats = statvfs(folder.path()).unwrap();
     let tenth = stats.blocks() * stats.fragment_size() / 10;
-    let wanted = usage.free.saturating_sub(tenth);
-    assert!(usage.limit.abs_diff(wanted) < 4096);
+    let wanted = occupancy.free.saturating_sub(tenth);
+    assert!(occupancy.limit.abs_diff(wanted) < 4096);
 }

@@ -5,6 +5,8 @@
 
 use std::path::Path;
 
+use stfs::source::{Bytes, Found, LocalTree, Source, Tree, Version};
+
 /// A tensor as `torch._utils._rebuild_tensor_v2` gets it.
 pub struct Tensor<'a> {
     pub name: &'a str,
@@ -175,4 +177,28 @@ pub fn write(path: &Path, bytes: &[u8]) {
         std::fs::create_dir_all(parent).unwrap();
     }
     std::fs::write(path, bytes).unwrap();
+}
+
+/// The file at `path`, open as a source.
+pub fn open(path: &Path) -> Source {
+    let (directory, name) = LocalTree::around(path).unwrap();
+    directory.open(&name).unwrap()
+}
+
+/// The version of the file at `path`.
+pub fn version(path: &Path) -> Version {
+    let (directory, name) = LocalTree::around(path).unwrap();
+    match directory.stat(&name).unwrap() {
+        Found::File(metadata) => metadata.version,
+        other => panic!("{path:?}: {other:?}"),
+    }
+}
+
+/// The bytes of a reply.
+pub fn owned(bytes: Bytes) -> Vec<u8> {
+    match bytes {
+        // SAFETY: nobody cuts the files of tests while they are read here.
+        Bytes::Mapped(bytes) => unsafe { bytes.for_kernel() }.to_vec(),
+        Bytes::Owned(bytes) => bytes,
+    }
 }

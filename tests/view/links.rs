@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 
+use stfs::source::Links;
 use stfs::view::{Error, Kind, Options, View};
 
 use super::{bytes, find, is_missing, list, names, read, safetensors_of, support, text, view};
@@ -107,7 +108,7 @@ fn only_links_that_stay_inside_are_followed_for_others() {
     )
     .unwrap();
     let options = Options {
-        links_inside_only: true,
+        links: Links::Inside,
         ..Options::default()
     };
     let inside = View::new(root, options).unwrap();

@@ -480,7 +480,12 @@ fn many_tensors_are_listed_lazily() {
         .collect();
     let storage = support::Storage::floats((0..COUNT).map(|number| number as f32));
     let bytes = support::checkpoint(&tensors, &[storage]);
-    support::write(&directory.path().join("m.pt"), &bytes);
+    let path = directory.path().join("m.pt");
+    support::write(&path, &bytes);
+    // Until then it is planned again and again.
+    while !support::version(&path).settled {
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let view = view(directory.path());
     let directory = find(&view, "m.tensors").unwrap();
     let listing = view.list(&directory).unwrap();

@@ -58,7 +58,7 @@ impl<'a> Copy<'a> {
         self.file().sync_all().map_err(|error| self.failed(error))?;
         self.check(size)?;
         self.reader
-            .check_identity()
+            .check_version()
             .map_err(|error| self.lost(error))
     }
 
@@ -79,7 +79,9 @@ impl<'a> Copy<'a> {
     fn copy(&mut self, from: u64, at: u64, len: u64) -> Result<u64, Error> {
         while self.by_kernel {
             let (mut input, mut output) = (offset(from)?, offset(at)?);
-            let source = self.reader.source().file();
+            let Some(source) = self.reader.source().file() else {
+                break;
+            };
             let (input, output) = (Some(&mut input), Some(&mut output));
             match copy_file_range(source, input, self.file(), output, len as usize) {
                 // The source ends too early or cannot be read: reading says what it is.
@@ -174,7 +176,7 @@ impl<'a> Copy<'a> {
     }
 
     fn lost(&self, error: source::Error) -> Error {
-        Error::of_source(self.reader.source().path(), error)
+        Error::of_source(self.reader.source().location(), error)
     }
 
     fn damaged(&self, what: &'static str) -> Error {

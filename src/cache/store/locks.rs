@@ -58,6 +58,11 @@ fn options(write: bool) -> OpenOptions {
     options
 }
 
+/// Opens a file of the store for reading.
+pub fn open(path: &Path) -> io::Result<File> {
+    options(false).open(path)
+}
+
 /// Opens and locks what is there already. For writing only where that is needed: an
 /// overlay copies the whole file then.
 fn open_exclusive(path: &Path) -> io::Result<Option<File>> {

@@ -1,7 +1,7 @@
 //! Converted files kept as a whole. Several processes share them; what is
 //! missing, damaged or too much is taken away, and made again when needed.
 //!
-//! Every file has a record beside it ([`record`](record)). A file without
+//! Every file has a record beside it ([`provenance`](provenance)). A file without
 //! one is no file of the store, whatever it holds: it counts once the record is
 //! there, which is written last and removed first.
 
@@ -11,25 +11,28 @@ mod inventory;
 mod leftovers;
 mod locks;
 mod promotion;
-mod record;
+mod provenance;
 mod room;
 
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use lru::LruCache;
+
 use crate::cache::directory::{Directory, Name};
-use crate::cache::recent::Recent;
 use crate::convert::Reader;
-use crate::source::{Identity, Metadata, Source};
+use crate::source::{self, Bytes, Source, local};
 use inventory::Inventory;
-use locks::{Attempt, Held, leads_to, remove, share};
-use record::{Flaw, Record, Stamp};
+use locks::{Attempt, Held, leads_to, open, remove, share};
+use provenance::{Entry, Flaw};
 
 pub use error::Error;
 pub use promotion::Promotion;
-pub use room::{Limit, Usage};
+pub use provenance::{Provenance, Stamp};
+pub use room::{Limit, Occupancy};
 
 /// Files whose record need not be read again while their inodes stay as they are.
 const VERIFIED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
@@ -42,39 +45,52 @@ const CHUNK: usize = 4 << 20;
 pub struct Store {
     pub(super) directory: Directory,
     pub(super) limit: Limit,
-    verified: Recent<Name, Verified>,
+    /// Files and their records as they were when they fitted together.
+    verified: Mutex<LruCache<Name, [Stamp; 2]>>,
     /// Files that were complained about.
-    flawed: Recent<Name, ()>,
+    flawed: Mutex<LruCache<Name, ()>>,
 }
 
-/// A file and its record as they were when they fitted together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Verified {
-    data: Identity,
-    record: Identity,
-}
-
-/// A converted file of the store, open. It stays where it is while this lives,
+/// A promoted file, open. It stays where it is while this lives,
 /// and while the kernel has the same open file.
 #[derive(Debug)]
-pub struct Kept {
+pub struct Promoted {
     source: Source,
+    stamp: Stamp,
     record: PathBuf,
 }
 
-impl Kept {
+impl Promoted {
     /// The whole file. Its descriptor carries the lock: a duplicate of it keeps the
     /// file, one that is opened by its path does not.
     pub fn source(&self) -> &Source {
         &self.source
     }
 
-    pub fn identity(&self) -> &Identity {
-        self.source.identity()
+    /// What its inode said when it was opened: which file it is, and that nobody
+    /// wrote to it.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Bytes `[offset, offset + len)` of the extent of `size` bytes from `start` on,
+    /// cut at its end.
+    pub fn read(
+        &self,
+        start: u64,
+        size: u64,
+        offset: u64,
+        len: usize,
+    ) -> source::Result<Bytes<'_>> {
+        let end = offset.saturating_add(len as u64).min(size);
+        let offset = offset.min(end);
+        self.source.check()?;
+        self.source
+            .reply(start.saturating_add(offset), (end - offset) as usize)
     }
 }
 
-impl Drop for Kept {
+impl Drop for Promoted {
     fn drop(&mut self) {
         touch(&self.record);
     }
@@ -114,8 +130,8 @@ pub struct Cleared {
 
 /// Whether a file of the store has the bytes that it was made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Sound,
+pub enum Comparison {
+    Same,
     /// Not from this chunk on, which begins at so many bytes.
     Differs(u64),
     Missing,
@@ -126,8 +142,8 @@ impl Store {
         Store {
             directory,
             limit,
-            verified: Recent::new(VERIFIED),
-            flawed: Recent::new(VERIFIED),
+            verified: Mutex::new(LruCache::new(VERIFIED)),
+            flawed: Mutex::new(LruCache::new(VERIFIED)),
         }
     }
 
@@ -136,10 +152,10 @@ impl Store {
     }
 
     /// Opens the file called `name` and marks it as used.
-    pub fn find(&self, name: &Name) -> Option<Kept> {
+    pub fn find(&self, name: &Name) -> Option<Promoted> {
         let path = self.directory.file(name);
         let flaw = match self.look(name, &path) {
-            Ok(kept) => return kept,
+            Ok(promoted) => return promoted,
             Err(flaw) => flaw,
         };
         let what = match flaw {
@@ -150,65 +166,69 @@ impl Store {
             }
         };
         // What cannot be removed is found again at every look.
-        if self.flawed.get(name).is_none() {
-            self.flawed.put(*name, ());
+        if lock(&self.flawed).put(*name, ()).is_none() {
             log::warn!("{}: {what}", path.display());
         }
         None
     }
 
-    fn look(&self, name: &Name, path: &Path) -> Result<Option<Kept>, Flaw> {
-        let Some(record) = Record::load(&self.directory, name)? else {
+    fn look(&self, name: &Name, path: &Path) -> Result<Option<Promoted>, Flaw> {
+        let Some(entry) = Entry::load(&self.directory, name)? else {
             return Ok(None);
         };
-        let source = match Source::open(path) {
-            Ok(source) => source,
+        let file = match open(path) {
+            Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Flaw::Unreadable(error)),
         };
-        if !share(source.file()).map_err(Flaw::Unreadable)? {
+        if !share(&file).map_err(Flaw::Unreadable)? {
             return Ok(None);
         }
         // Before there was the lock, it may have been removed or replaced.
-        if !leads_to(path, source.file()).map_err(Flaw::Unreadable)? {
+        if !leads_to(path, &file).map_err(Flaw::Unreadable)? {
             return Ok(None);
         }
-        let now = source.file().metadata().map_err(Flaw::Unreadable)?;
-        let now = Metadata::from(now).identity;
-        if Stamp::from(&now) != record.stamp || now != *source.identity() {
-            return match Record::load(&self.directory, name)? {
-                Some(again) if again == record => Err(Flaw::Damaged("was changed")),
+        let source = local::adopt(file, path.to_path_buf()).map_err(Flaw::Unreadable)?;
+        let now = source.file().map(File::metadata).transpose();
+        let now = now.map_err(Flaw::Unreadable)?;
+        if now.is_none_or(|now| Stamp::from(&now) != entry.stamp) {
+            return match Entry::load(&self.directory, name)? {
+                Some(again) if again == entry => Err(Flaw::Damaged("was changed")),
                 _ => Ok(None),
             };
         }
         let record = self.directory.record(name);
         touch(&record);
-        Ok(Some(Kept { source, record }))
+        let stamp = entry.stamp;
+        Ok(Some(Promoted {
+            source,
+            stamp,
+            record,
+        }))
     }
 
-    /// Which file [`Store::find`] would open, as far as can be told without opening
-    /// it. Cheap enough for every lookup.
-    pub fn peek(&self, name: &Name) -> Option<Identity> {
-        let identity = |path: &Path| {
-            let metadata = fs::symlink_metadata(path).ok()?;
-            Some(Metadata::from(metadata).identity)
-        };
+    /// Which file [`Store::find`] would open, and its bytes, as far as can be told
+    /// without opening it. Cheap enough for every lookup.
+    pub fn peek(&self, name: &Name) -> Option<Stamp> {
+        let stamp = |path: &Path| Some(Stamp::from(&fs::symlink_metadata(path).ok()?));
         // Most are not there: this is all that it takes to know.
-        let now = Verified {
-            record: identity(&self.directory.record(name))?,
-            data: identity(&self.directory.file(name))?,
-        };
-        if self.verified.get(name) == Some(now) {
-            return Some(now.data);
+        let record = stamp(&self.directory.record(name))?;
+        let now = [stamp(&self.directory.file(name))?, record];
+        if lock(&self.verified).get(name) == Some(&now) {
+            return Some(now[0]);
         }
-        match Record::load(&self.directory, name) {
+        match Entry::load(&self.directory, name) {
             Ok(None) => None,
-            Ok(Some(record)) if record.stamp == Stamp::from(&now.data) => {
-                self.verified.put(*name, now);
-                Some(now.data)
+            Ok(Some(entry)) if entry.stamp == now[0] => {
+                lock(&self.verified).put(*name, now);
+                Some(entry.stamp)
             }
             // Says what is wrong with it.
-            _ => self.find(name).map(|kept| *kept.identity()),
+            _ => {
+                let promoted = self.find(name)?;
+                let metadata = promoted.source.file()?.metadata().ok()?;
+                Some(Stamp::from(&metadata))
+            }
         }
     }
 
@@ -260,11 +280,11 @@ impl Store {
     pub fn list(&self) -> Result<Vec<Item>, Error> {
         let inventory = Inventory::take(&self.directory)?;
         let items = inventory.by_use().into_iter().filter_map(|(name, size)| {
-            let record = Record::load(&self.directory, &name).ok()??;
+            let entry = Entry::load(&self.directory, &name).ok()??;
             let attempt = Held::existing(&self.directory.file(&name));
             Some(Item {
                 name,
-                source: record.source,
+                source: entry.provenance.source,
                 size,
                 last_used: *inventory.records.get(&name)?,
                 in_use: matches!(attempt, Ok(Attempt::InUse)),
@@ -274,29 +294,29 @@ impl Store {
     }
 
     /// Compares a file with what `reader` makes, which it was made from.
-    pub fn verify(&self, name: &Name, reader: &Reader) -> Result<Verdict, Error> {
-        let Some(kept) = self.find(name) else {
-            return Ok(Verdict::Missing);
+    pub fn verify(&self, name: &Name, reader: &Reader) -> Result<Comparison, Error> {
+        let Some(promoted) = self.find(name) else {
+            return Ok(Comparison::Missing);
         };
         let path = self.directory.file(name);
         let (size, mut wanted) = (reader.plan().size(), Vec::new());
-        if kept.source.size() != size {
-            return Ok(Verdict::Differs(0));
+        if promoted.source.size() != size {
+            return Ok(Comparison::Differs(0));
         }
         let mut at = 0;
         while at < size {
             reader
                 .read_to(at, CHUNK, &mut wanted)
-                .map_err(|error| Error::of_source(reader.source().path(), error))?;
-            let found = kept.source.read_at(at, wanted.len() as u64);
+                .map_err(|error| Error::of_source(reader.source().location(), error))?;
+            let found = promoted.source.read_at(at, wanted.len() as u64);
             match found {
                 Ok(found) if !wanted.is_empty() && found == wanted => at += found.len() as u64,
-                Ok(_) => return Ok(Verdict::Differs(at)),
-                Err(crate::source::Error::Io(error)) => return Err(Error::at(&path, error)),
-                Err(_) => return Ok(Verdict::Differs(at)),
+                Ok(_) => return Ok(Comparison::Differs(at)),
+                Err(source::Error::Io(error)) => return Err(Error::at(&path, error)),
+                Err(_) => return Ok(Comparison::Differs(at)),
             }
         }
-        Ok(Verdict::Sound)
+        Ok(Comparison::Same)
     }
 }
 
@@ -311,4 +331,8 @@ fn touch(record: &Path) {
     if !used.is_ok_and(lately) {
         let _ = file.set_modified(SystemTime::now());
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,16 +4,14 @@
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use super::Store;
 use super::copy::Copy;
 use super::error::Error;
-use super::locks::{Attempt, Claim, Held, leads_to, remove, share};
-use super::record::{Record, Stamp};
+use super::locks::{Attempt, Claim, Held, leads_to, open, remove, share};
+use super::provenance::{Entry, Provenance, Stamp};
 use crate::cache::directory::{Name, make};
 use crate::convert::Reader;
-use crate::source::{Metadata, Source};
 
 /// What came of a promotion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,21 +22,20 @@ pub enum Promotion {
 }
 
 impl Store {
-    /// Puts what `reader` reads into the store as `name`. `source` is what lists
-    /// call it. `step` is called with the bytes written so far, every few megabytes,
+    /// Puts what `reader` reads into the store as `name`. `step` is called with the bytes written so far, every few megabytes,
     /// and may take its time; what it breaks off leaves nothing behind.
     ///
     /// The reader must be of the file that `name` was made from: its source has to
-    /// keep its identity from before the reader was opened until after the copy.
+    /// keep its version from before the reader was opened until after the copy.
     pub fn promote(
         &self,
         name: &Name,
-        source: &Path,
+        provenance: &Provenance,
         reader: &Reader,
         step: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Promotion, Error> {
         if reader.plan().is_native() {
-            let path = source.to_path_buf();
+            let path = provenance.source.clone();
             return Err(Error::Native { path });
         }
         if self.peek(name).is_some() {
@@ -51,7 +48,7 @@ impl Store {
         }
         self.make_room(reader.plan().size())?;
         Copy::new(reader, &claim).run(step)?;
-        self.finish(&claim, name, source)?;
+        self.finish(&claim, name, provenance)?;
         Ok(Promotion::Made)
     }
 
@@ -75,8 +72,8 @@ impl Store {
     fn is_busy(&self, name: &Name) -> Result<bool, Error> {
         let path = self.directory.file(name);
         let failed = |error| Error::at(&path, error);
-        match Source::open(&path) {
-            Ok(file) => Ok(!share(file.file()).map_err(failed)?),
+        match open(&path) {
+            Ok(file) => Ok(!share(&file).map_err(failed)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(failed(error)),
         }
@@ -84,7 +81,7 @@ impl Store {
 
     /// Gives the file its name, and then its record. Until there is one, the lock of
     /// the claim keeps others from collecting it.
-    fn finish(&self, claim: &Claim, name: &Name, source: &Path) -> Result<(), Error> {
+    fn finish(&self, claim: &Claim, name: &Name, provenance: &Provenance) -> Result<(), Error> {
         let path = self.directory.file(name);
         let failed = |error| Error::at(&path, error);
         let done = || -> io::Result<()> {
@@ -98,14 +95,11 @@ impl Store {
             }
             fs::rename(claim.path(), &path)?;
             // The inode changes once more when it gets its name.
-            let identity = Metadata::from(claim.file().metadata()?).identity;
-            let record = Record {
-                name: *name,
-                source: source.to_path_buf(),
-                stamp: Stamp::from(&identity),
-            };
+            let stamp = Stamp::from(&claim.file().metadata()?);
+            let entry = Entry::new(provenance.clone(), stamp).encode(name);
+            let entry = entry.ok_or(io::ErrorKind::InvalidFilename)?;
             let place = self.directory.record(name);
-            self.directory.write_durably(&place, &[&record.encode()])
+            self.directory.write_durably(&place, &[&entry])
         };
         done().map_err(|error| {
             if leads_to(&path, claim.file()).unwrap_or(false) {

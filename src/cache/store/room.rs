@@ -1,5 +1,5 @@
-//! How much the store may take, and what goes when it is too much: what was used
-//! least recently, unless it is open.
+//! How much the store may take, and what goes when it is too much: what nobody can
+//! ask for any more, then what was used least recently, unless it is open.
 
 use nix::sys::statvfs::statvfs;
 
@@ -7,6 +7,8 @@ use super::Store;
 use super::error::Error;
 use super::inventory::Inventory;
 use super::locks::{Attempt, Held, remove};
+use super::provenance::Entry;
+use crate::cache::directory::Name;
 
 /// How much the converted files may take together. Never more than there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,7 +21,7 @@ pub enum Limit {
 
 /// What the converted files take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
+pub struct Occupancy {
     pub files: usize,
     /// Bytes, those of unfinished files with them.
     pub bytes: u64,
@@ -30,11 +32,11 @@ pub struct Usage {
 }
 
 impl Store {
-    pub fn usage(&self) -> Result<Usage, Error> {
-        self.usage_of(&Inventory::take(&self.directory)?)
+    pub fn occupancy(&self) -> Result<Occupancy, Error> {
+        self.occupancy_of(&Inventory::take(&self.directory)?)
     }
 
-    fn usage_of(&self, inventory: &Inventory) -> Result<Usage, Error> {
+    fn occupancy_of(&self, inventory: &Inventory) -> Result<Occupancy, Error> {
         let root = self.directory.root();
         let stats = statvfs(root).map_err(|error| Error::at(root, error))?;
         let bytes_of = |blocks: u64| blocks.saturating_mul(stats.fragment_size());
@@ -45,7 +47,7 @@ impl Store {
             Limit::Bytes(limit) => limit.min(most),
             Limit::KeepFree => most.saturating_sub(bytes_of(stats.blocks()) / 10),
         };
-        Ok(Usage {
+        Ok(Occupancy {
             files: inventory.data.len(),
             bytes,
             limit,
@@ -69,7 +71,7 @@ impl Store {
         // Nothing goes before it is known that enough can go.
         let mut victims = Vec::new();
         let mut freed: u64 = 0;
-        for (name, size) in inventory.by_use() {
+        for (name, size) in self.by_worth(&inventory) {
             if freed >= lacks {
                 break;
             }
@@ -80,7 +82,7 @@ impl Store {
             }
         }
         if freed < lacks {
-            let limit = self.usage_of(&inventory)?.limit;
+            let limit = self.occupancy_of(&inventory)?.limit;
             return Err(Error::NoRoom { needed, limit });
         }
         for (name, held) in victims {
@@ -92,9 +94,21 @@ impl Store {
         Ok(())
     }
 
+    /// Converted files with their bytes, those that are missed least first.
+    fn by_worth(&self, inventory: &Inventory) -> Vec<(Name, u64)> {
+        let reachable = |(name, _): &(Name, u64)| {
+            let entry = Entry::load(&self.directory, name);
+            matches!(entry, Ok(Some(entry)) if entry.is_reachable(&self.directory))
+        };
+        let (wanted, mut files): (Vec<_>, Vec<_>) =
+            inventory.by_use().into_iter().partition(reachable);
+        files.extend(wanted);
+        files
+    }
+
     /// Bytes that have to go before there is room for `needed`.
     fn lacks(&self, inventory: &Inventory, needed: u64) -> Result<u64, Error> {
-        let Usage { bytes, limit, .. } = self.usage_of(inventory)?;
+        let Occupancy { bytes, limit, .. } = self.occupancy_of(inventory)?;
         match needed > limit {
             true => Err(Error::NoRoom { needed, limit }),
             false => Ok(bytes.saturating_add(needed).saturating_sub(limit)),

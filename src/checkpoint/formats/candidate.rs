@@ -6,10 +6,9 @@ use std::cell::OnceCell;
 use serde::{Deserialize, Serialize};
 
 use super::zip::{self, Archive};
-use crate::checkpoint::companions::Companions;
 use crate::checkpoint::error::{Error, Result};
 use crate::pickle;
-use crate::source::Source;
+use crate::source::{Source, Tree};
 
 /// Bytes at the head of a file that are looked at first.
 const HEAD: u64 = 512;
@@ -90,8 +89,8 @@ pub enum Holds {
 /// What a container is read from.
 pub struct Request<'a> {
     pub source: &'a Source,
-    /// The files of the same directory.
-    pub companions: &'a dyn Companions,
+    /// The directory that it lies in.
+    pub directory: &'a dyn Tree,
     /// The dotted path below which tensors are wanted, if not all are.
     pub root: Option<&'a str>,
 }

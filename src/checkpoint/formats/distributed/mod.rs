@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::candidate::{Candidate, Holds, Request};
 use super::torch_zip;
-use crate::checkpoint::companions::{Companion, Companions};
+use crate::checkpoint::companions::Companion;
 use crate::checkpoint::contents::{Checkpoint, Other};
 use crate::checkpoint::dtype::ElementType;
 use crate::checkpoint::error::{Error, Result};
@@ -18,7 +18,7 @@ use crate::checkpoint::state_dict::OPTIMIZERS;
 use crate::checkpoint::storage::{Backing, Storage, StorageTable, Tile, Tiling};
 use crate::checkpoint::stream;
 use crate::checkpoint::tensor::{Lazy, Tensor};
-use crate::source::{self, Source, Span};
+use crate::source::{self, Source, Span, Tree};
 use metadata::{BoxIndex, Cut, Location, Manifest, Region, Saved};
 
 pub use metadata::PARTS;
@@ -45,7 +45,7 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
     let pickle = stream::parse(&bytes)?;
     let metadata = Manifest::read(&pickle)?;
     let mut parts = Assembler {
-        companions: request.companions,
+        directory: request.directory,
         locations: metadata.locations,
         files: Vec::new(),
         checkpoint: Checkpoint::default(),
@@ -84,7 +84,7 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
         (true, None) => Err(no_tensors("it holds no tensors".into())),
         (false, _) => {
             for part in &parts.files {
-                part.source.check_identity()?;
+                part.source.check_version()?;
             }
             checkpoint.companions = parts.files.into_iter().map(|part| part.file).collect();
             checkpoint.storages = parts.table.into();
@@ -112,7 +112,7 @@ struct BoxFile {
 
 /// The tensors, put together from the files beside `.metadata`.
 struct Assembler<'a> {
-    companions: &'a dyn Companions,
+    directory: &'a dyn Tree,
     locations: HashMap<BoxIndex<'a>, Location<'a>>,
     files: Vec<BoxFile>,
     checkpoint: Checkpoint,
@@ -262,7 +262,7 @@ impl<'a> Assembler<'a> {
         if let Some(known) = known {
             return Ok(known as u32);
         }
-        let source = self.companions.open(name);
+        let source = self.directory.open(name.as_ref());
         let source = source.map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::from(Refusal::new(
                 Cause::NotDownloaded,
@@ -272,7 +272,7 @@ impl<'a> Assembler<'a> {
         })?;
         let file = Companion {
             name: name.to_string(),
-            identity: *source.identity(),
+            version: *source.version(),
         };
         let left = source.size();
         self.files.push(BoxFile { file, source, left });

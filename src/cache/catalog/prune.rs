@@ -9,9 +9,6 @@ use std::time::SystemTime;
 use crate::cache::directory::is_abandoned;
 use crate::cache::{Directory, Name};
 
-/// Bytes of records that are kept, unless the user says otherwise.
-pub const PLANS_BUDGET: u64 = 256 << 20;
-
 /// What a small file takes on most file systems.
 const BLOCK: u64 = 4096;
 
@@ -31,7 +28,7 @@ struct Entry {
 ///
 /// # Errors
 /// The directory of records cannot be read. One that is not there is empty.
-pub fn prune_plans(directory: &Directory, limit: u64) -> io::Result<u64> {
+pub fn prune_records(directory: &Directory, limit: u64) -> io::Result<u64> {
     let mut entries = Vec::new();
     for group in children(&directory.plans())? {
         if !group.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -46,7 +43,7 @@ pub fn prune_plans(directory: &Directory, limit: u64) -> io::Result<u64> {
                 entries.push(Entry {
                     used: used(&metadata),
                     path: file.path(),
-                    size: metadata.len().next_multiple_of(BLOCK),
+                    size: size_on_disk(metadata.len()),
                 });
             } else if is_abandoned(&file.file_name(), &metadata) {
                 // Somebody else may have been faster.
@@ -66,6 +63,11 @@ pub fn prune_plans(directory: &Directory, limit: u64) -> io::Result<u64> {
         }
     }
     Ok(left)
+}
+
+/// Bytes that a file of `len` bytes takes on most file systems.
+pub fn size_on_disk(len: u64) -> u64 {
+    len.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX)
 }
 
 fn children(directory: &Path) -> io::Result<Vec<DirEntry>> {

@@ -1,0 +1,178 @@
+//! What an inode of this machine says, and how far its file system lets it say
+//! which bytes a file holds.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::sys::statfs::{FsType, fstatfs};
+use nix::sys::statvfs::fstatvfs;
+
+use crate::source::{FileId, Metadata, Rights, System, Version};
+
+/// File systems of this machine whose inodes and change times hold, and whose own
+/// identifier stays the same from one mount to the next, or never comes again
+/// (linux/magic.h; `ZFS_SUPER_MAGIC` and bcachefs' `BCACHEFS_STATFS_MAGIC`).
+const LASTING: [u32; 7] = [
+    0xef53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683e, // btrfs
+    0xf2f5_2010, // f2fs
+    0xca45_1a4e, // bcachefs
+    0x2fc1_2fc1, // zfs
+    0x0102_1994, // tmpfs
+];
+/// It has an identifier of its own only with a layer that can be written.
+const OVERLAYFS: u32 = 0x794c_7630;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Directory,
+    File,
+    Link,
+    Special,
+}
+
+/// What `statx` says of one inode.
+#[derive(Clone, Copy, Debug)]
+pub struct Inode {
+    pub kind: Kind,
+    /// Which mount it was found through.
+    mount: u64,
+    device: u64,
+    number: u64,
+    links: u32,
+    /// Permission bits.
+    mode: u16,
+    uid: u32,
+    gid: u32,
+    /// Bytes.
+    size: u64,
+    accessed: (i64, i64),
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Inode {
+    /// Of an open file or directory.
+    pub fn of(file: &impl AsFd) -> Result<Inode, Errno> {
+        statx(file, c"", libc::AT_EMPTY_PATH)
+    }
+
+    /// Of the entry `name` of a directory; of a link, its own.
+    pub fn at(directory: &impl AsFd, name: &OsStr) -> Result<Inode, Errno> {
+        let name = CString::new(name.as_bytes()).map_err(|_| Errno::ENOENT)?;
+        statx(directory, &name, libc::AT_SYMLINK_NOFOLLOW)
+    }
+
+    /// Whether `other` is the same file.
+    pub fn is(&self, other: &Inode) -> bool {
+        (self.device, self.number) == (other.device, other.number)
+    }
+
+    /// Whether `other` is on the same file system, found through the same mount.
+    pub fn is_beside(&self, other: &Inode) -> bool {
+        (self.device, self.mount) == (other.device, other.mount)
+    }
+
+    /// Whether it has lost its last name.
+    pub fn is_removed(&self) -> bool {
+        self.links == 0
+    }
+
+    /// Whether everybody may pass through this directory.
+    pub fn is_passable(&self) -> bool {
+        self.mode & 0o001 != 0
+    }
+
+    /// What tells it from others: device and number.
+    pub fn id(&self) -> (u64, u64) {
+        (self.device, self.number)
+    }
+
+    /// The file system that it lies on, of which `file` is something.
+    pub fn system(&self, file: &impl AsFd) -> Result<System, Errno> {
+        let FsType(kind) = fstatfs(file)?.filesystem_type();
+        // 32 bits, with a sign or without.
+        let kind = kind as u32;
+        let mounted = System::Mounted {
+            mount: self.mount,
+            device: self.device,
+        };
+        if self.changed.0 == 0 || !(LASTING.contains(&kind) || kind == OVERLAYFS) {
+            return Ok(mounted);
+        }
+        match fstatvfs(file)?.filesystem_id() {
+            0 if kind == OVERLAYFS => Ok(mounted),
+            id => Ok(System::Lasting {
+                kind: kind.into(),
+                id,
+            }),
+        }
+    }
+
+    /// `path`: that of the file from the root of its tree.
+    pub fn metadata(&self, system: System, path: &Path) -> Metadata {
+        let system = match system {
+            // A file without a time of change on a file system that keeps them.
+            System::Lasting { .. } if self.changed.0 == 0 => System::Mounted {
+                mount: self.mount,
+                device: self.device,
+            },
+            system => system,
+        };
+        Metadata {
+            version: Version::new(
+                FileId::new(system, self.number, path),
+                self.size,
+                self.modified,
+                self.changed,
+                SystemTime::now(),
+            ),
+            rights: Rights::new(self.uid, self.gid, self.mode),
+            accessed: self.accessed,
+        }
+    }
+}
+
+fn statx(directory: &impl AsFd, name: &CStr, flags: libc::c_int) -> Result<Inode, Errno> {
+    let mut buffer = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: a live descriptor, a NUL-terminated name, and a buffer of the right
+    // type, which outlive the call.
+    let result = unsafe {
+        libc::statx(
+            directory.as_fd().as_raw_fd(),
+            name.as_ptr(),
+            flags | libc::AT_NO_AUTOMOUNT,
+            libc::STATX_BASIC_STATS | libc::STATX_MNT_ID_UNIQUE,
+            buffer.as_mut_ptr(),
+        )
+    };
+    Errno::result(result)?;
+    // SAFETY: all zeros is a valid value, and the kernel wrote over it.
+    let found = unsafe { buffer.assume_init() };
+    let time = |time: libc::statx_timestamp| (time.tv_sec, i64::from(time.tv_nsec));
+    Ok(Inode {
+        kind: match libc::mode_t::from(found.stx_mode) & libc::S_IFMT {
+            libc::S_IFDIR => Kind::Directory,
+            libc::S_IFREG => Kind::File,
+            libc::S_IFLNK => Kind::Link,
+            _ => Kind::Special,
+        },
+        mount: found.stx_mnt_id,
+        device: libc::makedev(found.stx_dev_major, found.stx_dev_minor),
+        number: found.stx_ino,
+        links: found.stx_nlink,
+        mode: found.stx_mode & 0o777,
+        uid: found.stx_uid,
+        gid: found.stx_gid,
+        size: found.stx_size,
+        accessed: time(found.stx_atime),
+        modified: time(found.stx_mtime),
+        changed: time(found.stx_ctime),
+    })
+}

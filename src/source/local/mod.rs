@@ -1,0 +1,298 @@
+//! A directory of this machine as a tree. It holds a descriptor of its root, and
+//! everything is resolved relative to that one.
+//!
+//! ```text
+//! root     the root, held open, and found again where that is permitted
+//! resolve  paths below the root, link by link where links may not lead out
+//! inode    what an inode says, and which file system it belongs to
+//! opened   an open file
+//! place    what a file system is mounted from
+//! ```
+
+mod inode;
+mod opened;
+mod place;
+mod resolve;
+mod root;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::{Found, Metadata, Obstacle, Source, Space, System, Tree};
+use inode::{Inode, Kind};
+use opened::Opened;
+use resolve::Stop;
+use root::{Held, Root};
+
+/// Where symbolic links may lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Links {
+    /// Wherever the rights of the process reach.
+    #[default]
+    Anywhere,
+    /// To what lies below the root, and only through directories that whoever
+    /// follows them may enter: for trees that others read too.
+    Inside,
+}
+
+/// A directory of a local tree.
+#[derive(Debug)]
+pub struct LocalTree {
+    root: Arc<Root>,
+    /// The root as it was when this directory was entered.
+    held: Arc<Held>,
+    path: PathBuf,
+    directory: Arc<OwnedFd>,
+    inode: Inode,
+    system: System,
+    metadata: Metadata,
+}
+
+impl LocalTree {
+    /// Opens the directory `path`, whose links may lead where `links` says.
+    ///
+    /// # Errors
+    /// It is no directory, or must not be read.
+    pub fn open(path: &Path, links: Links) -> io::Result<LocalTree> {
+        let tree = LocalTree::of(path.canonicalize()?, links)?;
+        tree.list()?;
+        Ok(tree)
+    }
+
+    /// The directory that the file `path` lies in, whose links may lead anywhere,
+    /// and the name of the file.
+    pub fn around(path: &Path) -> io::Result<(LocalTree, OsString)> {
+        let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let tree = LocalTree::of(parent.canonicalize()?, Links::Anywhere)?;
+        Ok((tree, name.to_os_string()))
+    }
+
+    fn of(path: PathBuf, links: Links) -> io::Result<LocalTree> {
+        let root = Arc::new(Root::open(path, links)?);
+        let held = root.held()?;
+        let directory = held.directory.clone();
+        LocalTree::at(root, held, PathBuf::new(), directory)
+    }
+
+    fn at(
+        root: Arc<Root>,
+        held: Arc<Held>,
+        path: PathBuf,
+        directory: Arc<OwnedFd>,
+    ) -> io::Result<LocalTree> {
+        let inode = Inode::of(&directory)?;
+        let system = inode.system(&directory)?;
+        Ok(LocalTree {
+            metadata: inode.metadata(system, &path),
+            root,
+            held,
+            path,
+            directory,
+            inode,
+            system,
+        })
+    }
+
+    /// What is found under `name`, at the inode `inode`. `open` gives a descriptor of
+    /// it where it lies on another file system than the directory.
+    fn found(
+        &self,
+        name: &OsStr,
+        inode: &Inode,
+        open: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> io::Result<Found> {
+        let make = match inode.kind {
+            Kind::File => Found::File,
+            Kind::Directory => Found::Directory,
+            Kind::Link | Kind::Special => return Ok(Found::Special),
+        };
+        let system = match inode.is_beside(&self.inode) {
+            true => self.system,
+            false => inode.system(&open()?)?,
+        };
+        Ok(make(inode.metadata(system, &self.path.join(name))))
+    }
+
+    /// What the symbolic link `name`, whose own inode is `link`, leads to.
+    fn behind(&self, name: &OsStr, link: &Inode) -> io::Result<Found> {
+        let reached = match self.root.links {
+            Links::Anywhere => resolve::anywhere(&self.directory, name),
+            Links::Inside => {
+                let path = self.path.join(name);
+                resolve::inside(&self.held.directory, &self.root.path, &path).map(|it| it.file)
+            }
+        };
+        let blocked = |obstacle| {
+            let metadata = link.metadata(self.system, &self.path.join(name));
+            Ok(Found::Blocked(metadata, obstacle))
+        };
+        let file = match reached {
+            Ok(file) => file,
+            Err(Stop::Obstacle(obstacle)) => return blocked(obstacle),
+            Err(Stop::Io(error)) => return Err(error),
+        };
+        let inode = Inode::of(&file)?;
+        if inode.kind == Kind::Directory && self.lies_in(&inode) {
+            return blocked(Obstacle::Upwards);
+        }
+        self.found(name, &inode, || Ok(file))
+    }
+
+    /// Whether this directory is the one with the inode `directory` or leads through
+    /// it, as its path is written or by way of the links in that.
+    fn lies_in(&self, directory: &Inode) -> bool {
+        let written = self.path.ancestors().any(|path| {
+            let entered = self.enter_at(path);
+            entered.is_ok_and(|tree| tree.inode.is(directory))
+        });
+        written || resolve::lies_below(&self.directory, directory)
+    }
+
+    fn enter_at(&self, path: &Path) -> io::Result<LocalTree> {
+        let (root, links) = (&self.root, self.root.links);
+        let held = root.held()?;
+        if path.as_os_str().is_empty() {
+            let directory = held.directory.clone();
+            return LocalTree::at(root.clone(), held, PathBuf::new(), directory);
+        }
+        match resolve::directory(&held.directory, &root.path, path, links) {
+            Ok(directory) => LocalTree::at(root.clone(), held, path.into(), Arc::new(directory)),
+            Err(error) => match root.fault(&held) {
+                Some(fault) => Err(fault),
+                None => Err(error),
+            },
+        }
+    }
+
+    /// A descriptor of the file `name` to read from.
+    fn open_file(&self, name: &OsStr) -> io::Result<OwnedFd> {
+        if self.root.links == Links::Anywhere {
+            return resolve::open(&self.directory, name, true);
+        }
+        match resolve::open(&self.directory, name, false) {
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {}
+            opened => return opened,
+        }
+        let path = self.path.join(name);
+        let reached = resolve::inside(&self.held.directory, &self.root.path, &path)?;
+        let file = resolve::open(&reached.parent, &reached.name, false)?;
+        // The last name may have become another file's.
+        match Inode::of(&file)?.is(&Inode::of(&reached.file)?) {
+            true => Ok(file),
+            false => Err(io::Error::from_raw_os_error(libc::ESTALE)),
+        }
+    }
+}
+
+/// The regular file that is open as `file`, and called `location` for people.
+pub fn adopt(file: File, location: PathBuf) -> io::Result<Source> {
+    let inode = Inode::of(&file)?;
+    if inode.kind != Kind::File {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let metadata = inode.metadata(inode.system(&file)?, &location);
+    let opened = Opened::new(file, metadata.version);
+    Ok(Source::new(location, metadata, Box::new(opened)))
+}
+
+impl Tree for LocalTree {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn location(&self) -> PathBuf {
+        match self.path.as_os_str().is_empty() {
+            true => self.root.path.clone(),
+            false => self.root.path.join(&self.path),
+        }
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn enter(&self, path: &Path) -> io::Result<Arc<dyn Tree>> {
+        Ok(Arc::new(self.enter_at(path)?))
+    }
+
+    fn list(&self) -> io::Result<Vec<OsString>> {
+        let mut directory = resolve::readable(&self.directory)?;
+        let mut names = Vec::new();
+        for entry in directory.iter() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name.to_vec()));
+            }
+        }
+        // Of a directory that was removed the kernel lists nothing.
+        match names.is_empty() && Inode::of(&self.directory)?.is_removed() {
+            true => Err(io::ErrorKind::NotFound.into()),
+            false => Ok(names),
+        }
+    }
+
+    fn stat(&self, name: &OsStr) -> io::Result<Found> {
+        let inode = match Inode::at(&self.directory, name) {
+            Ok(inode) => inode,
+            // A derived name may be longer than the file system allows.
+            Err(Errno::ENOENT | Errno::ENAMETOOLONG | Errno::ENOTDIR) => {
+                return Ok(Found::Missing);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match inode.kind {
+            Kind::Link => self.behind(name, &inode),
+            _ => self.found(name, &inode, || resolve::hold(&self.directory, name)),
+        }
+    }
+
+    fn open(&self, name: &OsStr) -> io::Result<Source> {
+        let file = self.open_file(name)?;
+        let inode = Inode::of(&file)?;
+        let Found::File(metadata) = self.found(name, &inode, || file.try_clone())? else {
+            return Err(io::Error::other("not a regular file"));
+        };
+        let opened = Opened::new(file.into(), metadata.version);
+        Ok(Source::new(
+            self.location().join(name),
+            metadata,
+            Box::new(opened),
+        ))
+    }
+
+    fn address(&self, name: &OsStr) -> Option<Vec<u8>> {
+        if !self.inode.is_beside(&self.held.inode) {
+            return None;
+        }
+        let path = self.root.path.join(&self.path).join(name);
+        let address = self.held.place.as_ref()?.address(&path)?;
+        Some(address.as_os_str().as_bytes().to_vec())
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        let stats = nix::sys::statvfs::fstatvfs(&self.directory)?;
+        let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        Ok(Space {
+            blocks: stats.blocks(),
+            blocks_free: stats.blocks_free(),
+            blocks_available: stats.blocks_available(),
+            files: stats.files(),
+            files_free: stats.files_free(),
+            block_size: narrow(stats.block_size()),
+            fragment_size: narrow(stats.fragment_size()),
+            name_max: narrow(stats.name_max()),
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! The root of a local tree: a descriptor that is held, and what becomes of it when
+//! the directory or its file system goes away.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::fstatfs;
+
+use super::Links;
+use super::inode::Inode;
+use super::place::Place;
+use crate::source::System;
+
+#[derive(Debug)]
+pub struct Root {
+    /// Absolute, free of symbolic links when it was opened.
+    pub path: PathBuf,
+    pub links: Links,
+    /// None while the root is gone: nothing keeps its file system from being
+    /// unmounted then.
+    held: Mutex<Option<Arc<Held>>>,
+    /// What the root was at first.
+    system: System,
+    place: Option<Place>,
+}
+
+/// The root directory while it is there.
+#[derive(Debug)]
+pub struct Held {
+    pub directory: Arc<OwnedFd>,
+    pub inode: Inode,
+    system: System,
+    /// None where it cannot be told.
+    pub place: Option<Place>,
+}
+
+impl Held {
+    fn open(path: &PathBuf) -> io::Result<Held> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = open(path, flags, Mode::empty())?;
+        let inode = Inode::of(&directory)?;
+        Ok(Held {
+            system: inode.system(&directory)?,
+            place: Place::of(&directory),
+            directory: Arc::new(directory),
+            inode,
+        })
+    }
+
+    /// Whether the directory was removed, or its file system is dead: attributes
+    /// alone would not tell, for the kernel goes on answering with the last ones.
+    fn is_gone(&self) -> bool {
+        let inode = Inode::of(&self.directory);
+        inode.is_ok_and(|inode| inode.is_removed())
+            || inode.is_err()
+            || fstatfs(&self.directory).is_err()
+    }
+}
+
+impl Root {
+    pub fn open(path: PathBuf, links: Links) -> io::Result<Root> {
+        let held = Held::open(&path)?;
+        Ok(Root {
+            path,
+            links,
+            system: held.system,
+            place: held.place.clone(),
+            held: Mutex::new(Some(Arc::new(held))),
+        })
+    }
+
+    /// The root as it is now. One that is gone is looked for at its path, unless
+    /// others read the tree too: whoever may rename what lies above it could put
+    /// something else there.
+    pub fn held(&self) -> io::Result<Arc<Held>> {
+        let mut held = self.lock();
+        match &*held {
+            Some(root) if !root.is_gone() => return Ok(root.clone()),
+            _ if self.links == Links::Inside => return Err(self.gone()),
+            // Lets go of it.
+            _ => *held = None,
+        }
+        match Held::open(&self.path) {
+            // The empty directory that a file system is mounted on is not the source.
+            Ok(root) if self.is_same(&root) => Ok(held.insert(Arc::new(root)).clone()),
+            _ => Err(self.gone()),
+        }
+    }
+
+    /// What is wrong with the root, if that is why nothing was found in `held`.
+    pub fn fault(&self, held: &Held) -> Option<io::Error> {
+        held.is_gone().then(|| self.gone())
+    }
+
+    fn is_same(&self, root: &Held) -> bool {
+        match (self.system, root.system) {
+            (System::Mounted { .. }, System::Mounted { .. }) => match (&self.place, &root.place) {
+                (Some(then), Some(now)) => then.is_same(now),
+                _ => false,
+            },
+            (then, now) => then == now,
+        }
+    }
+
+    fn gone(&self) -> io::Error {
+        let what = format!(
+            "the source {} is gone: it was removed or unmounted",
+            self.path.display()
+        );
+        io::Error::new(io::ErrorKind::NotConnected, what)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Held>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,431 @@
+//! A directory of the source at one moment: what each name in it is, and what a
+//! checkpoint among them turns into. Each is found out once.
+//!
+//! A real file wins over a derived one of the same name. A name that two
+//! checkpoints would both turn into goes to neither: they keep their endings.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use rayon::prelude::*;
+
+use super::forms::{self, Claim, FORMS};
+use super::node::{Attr, Kind, Node};
+use super::origin::{Origin, gone};
+use super::scan::{Scan, stem};
+use super::{Result, View};
+use crate::cache::{PlanKey, Subject};
+use crate::checkpoint::{Cause, Content, Promise, Refusal};
+use crate::convert::{self, names};
+use crate::source::{self, Metadata, Obstacle, Rights, Tree, Version};
+
+/// Names that are looked at by one thread.
+const FEW: usize = 32;
+
+pub(super) struct Folder<'v> {
+    pub view: &'v View,
+    pub tree: Arc<dyn Tree>,
+    scan: OnceLock<Arc<Scan>>,
+    /// What is known of the names of the scan, in their order.
+    entries: OnceLock<Box<[Entry]>>,
+    architecture: OnceLock<Option<Arc<str>>>,
+}
+
+#[derive(Default)]
+struct Entry {
+    found: OnceLock<Found>,
+    derived: OnceLock<Derived>,
+}
+
+/// A file by name, as it was.
+type File = (OsString, Version);
+
+/// What stands under a name of the source.
+#[derive(Clone)]
+pub(super) enum Found {
+    Missing,
+    Directory(Metadata),
+    File(Metadata, Content),
+    /// Something that cannot be shown. The metadata are those of the link or file.
+    Refused(Metadata, Arc<Refusal>),
+    /// A pipe, socket or device, which a model directory has no use for.
+    Special,
+}
+
+/// What becomes of a checkpoint.
+#[derive(Clone)]
+pub(super) enum Derived {
+    Nothing,
+    /// A converted file that is called this, and `.safetensors`.
+    Converted(OsString, Arc<Origin>),
+    Refused(Metadata, Arc<Refusal>),
+}
+
+impl<'v> Folder<'v> {
+    pub fn new(view: &'v View, tree: Arc<dyn Tree>) -> Folder<'v> {
+        Folder {
+            view,
+            tree,
+            scan: OnceLock::new(),
+            entries: OnceLock::new(),
+            architecture: OnceLock::new(),
+        }
+    }
+
+    /// Where `name` stands in the tree.
+    pub fn path(&self, name: &OsStr) -> PathBuf {
+        self.tree.path().join(name)
+    }
+
+    /// For people.
+    pub fn location(&self, name: &OsStr) -> PathBuf {
+        self.tree.location().join(name)
+    }
+
+    /// The child `name` of the directory; None when there is none.
+    pub fn child(&self, name: &OsStr) -> Result<Option<Node>> {
+        if let Some(node) = self.real(name)? {
+            return Ok(Some(node));
+        }
+        for form in FORMS {
+            if let Some(node) = (form.find)(self, name)? {
+                return Ok(Some(node));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The children of the directory, by name.
+    pub fn children(&self) -> Result<Vec<(OsString, Node)>> {
+        let names = self.scan()?.names();
+        let claims_of = |name: &OsString| self.claims(name);
+        let claims: Vec<Vec<Claim>> = match names.len() {
+            // Other threads would cost more than they do.
+            0..FEW => names.iter().map(claims_of).collect::<Result<_>>(),
+            _ => names.par_iter().map(claims_of).collect(),
+        }?;
+        let mut claims: Vec<Claim> = claims.into_iter().flatten().collect();
+        claims.sort_by(|a, b| (&a.name, a.rank).cmp(&(&b.name, b.rank)));
+        claims.dedup_by(|later, earlier| later.name == earlier.name);
+        Ok(claims
+            .into_iter()
+            .map(|claim| (claim.name, claim.node))
+            .collect())
+    }
+
+    /// What the entry `name` of the source puts into the listing.
+    fn claims(&self, name: &OsStr) -> Result<Vec<Claim>> {
+        let mut claims = Vec::new();
+        match self.real(name) {
+            Ok(Some(node)) => claims.push(Claim::new(name.to_os_string(), 0, node)),
+            Ok(None) => {}
+            // One file that cannot be looked at does not take the others away.
+            Err(super::Error::Io(error)) if error.kind() != io::ErrorKind::NotConnected => {
+                return Ok(vec![forms::refusal::unreadable(self, name, &error.into())]);
+            }
+            Err(error) => return Err(error),
+        }
+        for form in FORMS {
+            claims.extend((form.list)(self, name)?);
+        }
+        Ok(claims)
+    }
+
+    /// The file or directory `name` of the source, where it is in the tree as it is.
+    fn real(&self, name: &OsStr) -> Result<Option<Node>> {
+        Ok(match self.find(name)? {
+            Found::Directory(metadata) => Some(forms::real::directory(self.path(name), &metadata)),
+            Found::File(metadata, content) if self.is_shown(name, &metadata, content) => {
+                Some(forms::real::file(self, name, &metadata))
+            }
+            _ => None,
+        })
+    }
+
+    /// What stands under `name` in the source.
+    pub fn find(&self, name: &OsStr) -> Result<Found> {
+        let Some(entry) = self.entry(name) else {
+            return Ok(self.look(name)?);
+        };
+        if let Some(found) = entry.found.get() {
+            return Ok(found.clone());
+        }
+        let found = self.look(name)?;
+        Ok(entry.found.get_or_init(|| found).clone())
+    }
+
+    fn look(&self, name: &OsStr) -> io::Result<Found> {
+        let metadata = match self.tree.stat(name)? {
+            source::Found::Missing => return Ok(Found::Missing),
+            source::Found::Special => return Ok(Found::Special),
+            source::Found::Directory(metadata) => return Ok(Found::Directory(metadata)),
+            source::Found::Blocked(metadata, obstacle) => {
+                return Ok(Found::Refused(metadata, Arc::new(blocked(obstacle))));
+            }
+            source::Found::File(metadata) => metadata,
+        };
+        let subject = Subject::new(&*self.tree, name, &metadata);
+        match self.view.catalog().content(&subject) {
+            Ok(content) => Ok(Found::File(metadata, content)),
+            Err(source::Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Found::Missing)
+            }
+            // Then nothing here can be looked at.
+            Err(source::Error::Io(error)) if error.kind() == io::ErrorKind::NotConnected => {
+                Err(error)
+            }
+            Err(error) if convert::promise(name) == Promise::Checkpoint => {
+                Ok(Found::Refused(metadata, Arc::new(unreadable(&error))))
+            }
+            // One that must not be read is shown for what its inode says; one that could
+            // not be looked at may be a pickle, and is not shown.
+            Err(source::Error::Io(error)) if error.kind() != io::ErrorKind::PermissionDenied => {
+                Err(error)
+            }
+            Err(_) => Ok(Found::File(metadata, Content::Other)),
+        }
+    }
+
+    /// What the checkpoint `name` becomes.
+    pub fn derived(&self, name: &OsStr) -> Result<Derived> {
+        let Some(entry) = self.entry(name) else {
+            return self.derive(name);
+        };
+        if let Some(derived) = entry.derived.get() {
+            return Ok(derived.clone());
+        }
+        let derived = self.derive(name)?;
+        Ok(entry.derived.get_or_init(|| derived).clone())
+    }
+
+    fn derive(&self, name: &OsStr) -> Result<Derived> {
+        let (metadata, content) = match self.find(name)? {
+            Found::File(metadata, content) if content.is_checkpoint() => (metadata, content),
+            Found::Refused(metadata, refusal) if !holds_no_weights(name) => {
+                return Ok(Derived::Refused(metadata, refusal));
+            }
+            _ => return Ok(Derived::Nothing),
+        };
+        let subject = Subject::new(&*self.tree, name, &metadata);
+        let base = match holds_no_weights(name) {
+            true => None,
+            false => Some(self.base_of(name)?),
+        };
+        let Some(base) = base.filter(|base| !base.is_empty()) else {
+            self.view.catalog().pass_over(&subject);
+            return Ok(Derived::Nothing);
+        };
+        if self.is_taken(&with(&base, names::SAFETENSORS))? {
+            self.view.catalog().pass_over(&subject);
+            return Ok(Derived::Nothing);
+        }
+        Ok(match self.origin(name, &metadata, content) {
+            Ok(origin) => Derived::Converted(base, origin),
+            // Nobody misses what training leaves behind, whatever it is called.
+            Err(refusal) if refusal.cause() == Cause::OptimizerState => Derived::Nothing,
+            Err(refusal) => Derived::Refused(metadata, refusal),
+        })
+    }
+
+    /// What derived nodes carry of the file `name`, or why there are none.
+    pub fn origin(
+        &self,
+        name: &OsStr,
+        metadata: &Metadata,
+        content: Content,
+    ) -> std::result::Result<Arc<Origin>, Arc<Refusal>> {
+        let (companions, rights) = match content.has_companions() {
+            true => self.companions(metadata.rights)?,
+            false => (Vec::new(), metadata.rights),
+        };
+        let subject = Subject::new(&*self.tree, name, metadata);
+        let key = PlanKey {
+            file: subject.key(),
+            content,
+            architecture: match content.is_checkpoint() {
+                true => self.architecture(),
+                false => None,
+            },
+            companions: companions.into(),
+        };
+        let converted = self.view.catalog().converted(&subject, &key);
+        let converted = converted.map_err(|error| Arc::new(unreadable(&error)))??;
+        let attr = Attr::of(Kind::File, metadata)
+            .sized(converted.size)
+            .with_rights(rights);
+        let name = name.to_os_string();
+        let origin = Origin::new(&*self.tree, name, key, converted.identity, attr);
+        Ok(Arc::new(origin))
+    }
+
+    /// The class of model that the files here belong to.
+    fn architecture(&self) -> Option<Arc<str>> {
+        let known = self.architecture.get_or_init(|| {
+            let name = OsStr::new(convert::CONFIG);
+            let Ok(source::Found::File(metadata)) = self.tree.stat(name) else {
+                return None;
+            };
+            let subject = Subject::new(&*self.tree, name, &metadata);
+            self.view.catalog().architecture(&subject)
+        });
+        known.clone()
+    }
+
+    /// The other files that a checkpoint with the rights `rights` may be made of, by
+    /// name, and the rights that all have in common.
+    fn companions(
+        &self,
+        mut rights: Rights,
+    ) -> std::result::Result<(Vec<File>, Rights), Arc<Refusal>> {
+        let failed = |error: super::Error| match error {
+            super::Error::Io(error) => Arc::new(unreadable(&error.into())),
+            _ => Arc::new(unreadable(&source::Error::Changed)),
+        };
+        let mut companions = Vec::new();
+        let scan = self.scan().map_err(failed)?;
+        let parts = scan.names().iter();
+        for name in parts.filter(|name| name.to_str().is_some_and(names::is_part)) {
+            match self.find(name).map_err(failed)? {
+                Found::File(metadata, _) => {
+                    rights = rights.common(metadata.rights);
+                    companions.push((name.clone(), metadata.version));
+                }
+                Found::Refused(_, refusal) => return Err(refusal),
+                Found::Missing | Found::Directory(_) | Found::Special => {}
+            }
+        }
+        Ok((companions, rights))
+    }
+
+    /// The checkpoint that `base.safetensors` is derived from. None when there is
+    /// none, or when it is refused.
+    pub fn converted(&self, base: &OsStr) -> Result<Option<Arc<Origin>>> {
+        for name in self.scan()?.with_stem(base).chain([base]) {
+            if let Derived::Converted(found, origin) = self.derived(name)?
+                && found == base
+            {
+                return Ok(Some(origin));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The name without ending that a checkpoint's converted form has: its stem,
+    /// or its whole name when another checkpoint would be called the same.
+    pub fn base_of(&self, name: &OsStr) -> Result<OsString> {
+        let scan = self.scan()?;
+        let base = stem(name);
+        let mut rival = base.clone();
+        loop {
+            let mut same_stem = 0;
+            for other in scan.with_stem(&rival) {
+                // One that stands alone need not be looked at again.
+                let counts = other == name || self.may_hold_weights(other)?;
+                same_stem += usize::from(counts);
+            }
+            if same_stem > 1 {
+                return Ok(name.to_os_string());
+            }
+            // `m.pt.bin` has the stem `m.pt`, and so a rival in a checkpoint `m.pt`
+            // that has to go by its whole name.
+            let shorter = stem(&rival);
+            if shorter == rival || !self.may_hold_weights(&rival)? {
+                return Ok(base);
+            }
+            rival = shorter;
+        }
+    }
+
+    /// Whether the file `name` is a checkpoint that might hold weights.
+    fn may_hold_weights(&self, name: &OsStr) -> Result<bool> {
+        if !self.scan()?.contains(name) || holds_no_weights(name) {
+            return Ok(false);
+        }
+        Ok(matches!(self.find(name)?, Found::File(_, content) if content.is_checkpoint()))
+    }
+
+    /// Whether a file of the source is in the tree under its own name.
+    fn is_shown(&self, name: &OsStr, metadata: &Metadata, content: Content) -> bool {
+        let is_index = || {
+            let subject = Subject::new(&*self.tree, name, metadata);
+            name.to_str().and_then(names::index_name).is_some()
+                && self.view.catalog().index(&subject).is_some()
+        };
+        self.view.options.show_pickles || !content.is_hidden() && !is_index()
+    }
+
+    /// Whether a real file keeps a derived one from being called `name`.
+    pub fn is_taken(&self, name: &OsStr) -> Result<bool> {
+        if !self.scan()?.contains(name) {
+            return Ok(false);
+        }
+        Ok(match self.find(name)? {
+            Found::Directory(_) => true,
+            Found::File(metadata, content) => self.is_shown(name, &metadata, content),
+            _ => false,
+        })
+    }
+
+    /// The names in the directory.
+    pub fn scan(&self) -> Result<&Arc<Scan>> {
+        if let Some(scan) = self.scan.get() {
+            return Ok(scan);
+        }
+        let scan = self.view.scan(&*self.tree).map_err(gone)?;
+        Ok(self.scan.get_or_init(|| scan))
+    }
+
+    /// What is known of `name`, once the names are.
+    fn entry(&self, name: &OsStr) -> Option<&Entry> {
+        let scan = self.scan.get()?;
+        let entries = self
+            .entries
+            .get_or_init(|| scan.names().iter().map(|_| Entry::default()).collect());
+        entries.get(scan.position(name)?)
+    }
+}
+
+/// Whether a checkpoint of this name turns into nothing by itself.
+fn holds_no_weights(name: &OsStr) -> bool {
+    name.to_str()
+        .is_some_and(|name| names::holds_no_weights(name) || names::is_part(name))
+}
+
+pub(super) fn with(name: &OsStr, suffix: &str) -> OsString {
+    let mut name = name.to_os_string();
+    name.push(suffix);
+    name
+}
+
+/// `name` without `suffix`, unless nothing would be left.
+pub(super) fn strip_suffix<'n>(name: &'n OsStr, suffix: &str) -> Option<&'n OsStr> {
+    let stem = name.as_bytes().strip_suffix(suffix.as_bytes())?;
+    (!stem.is_empty()).then(|| OsStr::from_bytes(stem))
+}
+
+/// Why a link is not shown as what it leads to.
+fn blocked(obstacle: Obstacle) -> Refusal {
+    let cause = match obstacle {
+        Obstacle::Nowhere => Cause::NotDownloaded,
+        Obstacle::Circle => Cause::Malformed,
+        Obstacle::Forbidden => Cause::Unreadable,
+        Obstacle::Outside | Obstacle::Private | Obstacle::Upwards => Cause::Unsupported,
+    };
+    Refusal::new(cause, obstacle.to_string())
+}
+
+pub(super) fn unreadable(error: &source::Error) -> Refusal {
+    match error {
+        source::Error::Io(error) => Refusal::new(
+            Cause::Unreadable,
+            format!("the file cannot be read: {error}"),
+        ),
+        source::Error::Changed | source::Error::PastEnd { .. } => Refusal::new(
+            Cause::Changing,
+            "the file changed while it was looked at: it is still being written",
+        ),
+    }
+}

@@ -1,0 +1,104 @@
+//! `NAME.refused.txt`: why the checkpoint NAME is not shown, and what to do.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Claim, Form, Node, Output, Result, View, Xattr};
+use crate::checkpoint::Refusal;
+use crate::source::{self, Metadata, Version};
+use crate::view::file::{OpenFile, OpenText};
+use crate::view::folder::{self, Derived, Folder, strip_suffix, with};
+use crate::view::node::{Attr, Id, Kind, NodeKey};
+use crate::view::{Error, source_xattr};
+
+const REFUSED: &str = ".refused.txt";
+
+pub const OUTPUT: Output = Output { list, find };
+
+fn list(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
+    let node = of(folder, name)?;
+    let claim = |node| Claim::new(with(name, REFUSED), 1, node);
+    Ok(node.map(claim).into_iter().collect())
+}
+
+fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
+    let Some(about) = strip_suffix(name, REFUSED) else {
+        return Ok(None);
+    };
+    match of(folder, about) {
+        Err(Error::Io(error)) if error.kind() != std::io::ErrorKind::NotConnected => {
+            Ok(Some(unreadable(folder, about, &error.into()).node))
+        }
+        found => found,
+    }
+}
+
+/// The refusal of the file `about`, if it is refused.
+fn of(folder: &Folder, about: &OsStr) -> Result<Option<Node>> {
+    Ok(match folder.derived(about)? {
+        Derived::Refused(metadata, refusal) => Some(node(folder, about, &metadata, &refusal)),
+        _ => None,
+    })
+}
+
+/// What stands in for a file that could not be looked at.
+pub fn unreadable(folder: &Folder, about: &OsStr, error: &source::Error) -> Claim {
+    // Nothing is known of the file but that it is there.
+    let metadata = *folder.tree.metadata();
+    let refusal = folder::unreadable(error);
+    let node = node(folder, about, &metadata, &refusal);
+    Claim::new(with(about, REFUSED), 1, node)
+}
+
+fn node(folder: &Folder, about: &OsStr, metadata: &Metadata, refusal: &Refusal) -> Node {
+    let text: Arc<[u8]> = text(about, refusal).into_bytes().into();
+    let version: &Version = &metadata.version;
+    let key = NodeKey {
+        form: "refusal",
+        place: Some(folder.path(about).into()),
+        of: Id::of(&[&version.to_bytes(), &text]),
+        part: 0,
+    };
+    // It may be read by whoever sees its name: it says nothing of the contents.
+    let attr = Attr {
+        kind: Kind::File,
+        size: text.len() as u64,
+        mode: 0o444,
+        ..Attr::of(Kind::File, metadata)
+    };
+    let about = folder.location(about).into();
+    Node::new(key, attr, Refused { about, text })
+}
+
+/// One paragraph: which file, why, and what to do.
+fn text(name: &OsStr, refusal: &Refusal) -> String {
+    let name = name.to_string_lossy();
+    format!(
+        "{} is not shown as safetensors: {}. {}\n",
+        name.escape_debug(),
+        refusal,
+        refusal.remedy()
+    )
+}
+
+#[derive(Debug)]
+struct Refused {
+    /// The file that it speaks of, for people.
+    about: Arc<Path>,
+    text: Arc<[u8]>,
+}
+
+impl Form for Refused {
+    fn open(&self, _: &View, _: &Attr) -> Result<OpenFile> {
+        Ok(OpenFile::new(OpenText(self.text.clone())))
+    }
+
+    fn xattrs(&self, _: &View) -> Result<Vec<Xattr>> {
+        Ok(vec![source_xattr(&self.about)])
+    }
+
+    fn is_refusal(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,145 @@
+//! The checkpoints that derived files are made from, and how to get at them again.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::node::{Attr, Id};
+use super::{Error, Result};
+use crate::cache::{Catalog, Identity, Name, PlanKey, Provenance, Subject};
+use crate::convert::{Plan, Reader};
+use crate::source::{self, Found, Tree};
+
+/// The file that a derived node is made from.
+#[derive(Debug)]
+pub(super) struct Origin {
+    /// The directory that it lies in, from the root of the source.
+    pub directory: Arc<Path>,
+    pub name: OsString,
+    /// For people.
+    pub location: Arc<Path>,
+    pub key: PlanKey,
+    pub identity: Identity,
+    /// Those of the converted file or, for a native one, of the file itself; with the
+    /// rights that all files it is made of have in common.
+    pub attr: Attr,
+    pub id: Id,
+}
+
+impl Origin {
+    pub fn new(
+        tree: &dyn Tree,
+        name: OsString,
+        key: PlanKey,
+        identity: Identity,
+        attr: Attr,
+    ) -> Origin {
+        let id = Id::of(&[
+            &key.file.version.to_bytes(),
+            key.circumstances().as_bytes(),
+            format!("{:?}{:?}", key.content, key.file.hint).as_bytes(),
+        ]);
+        Origin {
+            directory: tree.path().into(),
+            location: tree.location().join(&name).into(),
+            name,
+            key,
+            identity,
+            attr,
+            id,
+        }
+    }
+
+    /// The same, as the cache remembers it.
+    pub fn provenance(&self) -> Provenance {
+        Provenance {
+            source: PathBuf::from(&*self.location),
+            identity: self.identity,
+        }
+    }
+}
+
+/// The source, and what is known of it.
+#[derive(Debug)]
+pub(super) struct Sources {
+    pub tree: Arc<dyn Tree>,
+    pub catalog: Catalog,
+}
+
+impl Sources {
+    /// Reads the file behind `origin` as its converted form.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] when it is another file now.
+    pub fn reader(&self, origin: &Origin) -> Result<Reader> {
+        let directory = self.enter(origin)?;
+        let reader = self
+            .catalog
+            .reader(&subject(&*directory, origin), &origin.key)?;
+        match reader.plan().size() == origin.attr.size {
+            true => Ok(reader),
+            // It changed without its stamps moving.
+            false => Err(Error::Stale),
+        }
+    }
+
+    /// The plan that derived nodes are made with, made again if it was forgotten.
+    pub fn plan(&self, origin: &Origin) -> Result<Arc<Plan>> {
+        let directory = self.enter(origin)?;
+        let outcome = self
+            .catalog
+            .plan(&subject(&*directory, origin), &origin.key)?;
+        outcome.map_err(|_| Error::Stale)
+    }
+
+    /// Whether the file behind `origin` and its companions are what they were.
+    pub fn is_current(&self, origin: &Origin) -> bool {
+        let Ok(directory) = self.enter(origin) else {
+            return false;
+        };
+        let companions = origin.key.companions.iter();
+        let files = companions.map(|(name, version)| (name, version));
+        files
+            .chain([(&origin.name, &origin.key.file.version)])
+            .all(|(name, version)| {
+                let found = directory.stat(name);
+                matches!(found, Ok(Found::File(now)) if now.version.same_stamps(version))
+            })
+    }
+
+    /// What the converted form of `origin` is called where it is kept.
+    pub fn promoted_name(&self, origin: &Origin) -> Name {
+        self.catalog.converted_name(&origin.key, &origin.identity)
+    }
+
+    fn enter(&self, origin: &Origin) -> Result<Arc<dyn Tree>> {
+        self.tree.enter(&origin.directory).map_err(gone)
+    }
+}
+
+fn subject<'a>(directory: &'a dyn Tree, origin: &'a Origin) -> Subject<'a> {
+    Subject {
+        directory,
+        name: &origin.name,
+        version: &origin.key.file.version,
+    }
+}
+
+/// What is gone is to be looked up again.
+pub(super) fn gone(error: std::io::Error) -> Error {
+    use std::io::ErrorKind::{NotADirectory, NotFound, StaleNetworkFileHandle};
+    match error.kind() {
+        NotFound | NotADirectory | StaleNetworkFileHandle => Error::Stale,
+        _ => Error::Io(error),
+    }
+}
+
+impl From<source::Error> for Error {
+    fn from(error: source::Error) -> Error {
+        match error {
+            source::Error::Io(error) => gone(error),
+            source::Error::Changed => Error::Stale,
+            error @ source::Error::PastEnd { .. } => Error::Io(std::io::Error::other(error)),
+        }
+    }
+}
