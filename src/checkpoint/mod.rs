@@ -2,6 +2,7 @@
 //! where their bytes lie. What a file is, its content says ([`sniff`]); which
 //! containers there are, the table in `formats` says.
 
+mod archive;
 mod companions;
 mod content;
 mod contents;
@@ -10,6 +11,7 @@ mod dtype;
 mod error;
 mod formats;
 mod layout;
+mod many;
 mod numpy;
 mod objects;
 mod preamble;
@@ -22,6 +24,7 @@ mod tensor;
 mod verdict;
 mod wire;
 
+pub use archive::{ArchiveEntry, Checksum, check_headers};
 pub use companions::{Companion, Companions, open_companions};
 pub use content::{Content, Intruder};
 pub use contents::{Checkpoint, Other};
@@ -31,6 +34,6 @@ pub use formats::distributed::PARTS;
 pub use formats::safetensors::{MAX_HEADER, NativeTensor, native};
 pub use formats::{Format, Holds};
 pub use refusal::{Cause, Refusal};
-pub use sniff::{Promise, read, sniff};
+pub use sniff::{Promise, fingerprint, read, sniff};
 pub use storage::{Backing, Codec, Encoded, Storage, Tile, Tiling};
 pub use tensor::{Lazy, Tensor};

@@ -26,7 +26,7 @@ use crate::source::{self, Source};
 const MAGIC: &[u8; 8] = b"stfsplan";
 /// To be counted up whenever equal bytes would mean something else, in here or in
 /// the types that are written.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Bytes of the head, less its own hash and with it.
 const FIELDS: usize = 8 + 4 + 32 + 8 + 8 + 32;
