@@ -7,6 +7,8 @@ mod archive;
 mod corpus;
 #[path = "checkpoint/distributed.rs"]
 mod distributed;
+#[path = "checkpoint/few_requests.rs"]
+mod few_requests;
 #[path = "checkpoint/mutation.rs"]
 mod mutation;
 #[path = "checkpoint/npy.rs"]
@@ -32,7 +34,7 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 use stfs::checkpoint::{Cause, Refusal};
-use stfs::convert::{self, Error, Reader};
+use stfs::convert::{self, Error};
 
 use support::owned;
 
@@ -60,7 +62,13 @@ fn read_file(path: &Path) -> Result<Vec<Seen>, Refusal> {
         Err(Error::Refused(refusal)) => return Err(refusal),
         Err(error) => panic!("{}: {error}", path.display()),
     };
-    let file = whole(&reader);
+    let file = match reader.read(0, usize::try_from(reader.plan().size()).unwrap()) {
+        Ok(bytes) => owned(bytes),
+        // Some archives turn out to contradict themselves when they are read.
+        Err(error) => {
+            return Err(reader.plan().refusal().unwrap_or_else(|| panic!("{error}")));
+        }
+    };
     let parsed = SafeTensors::deserialize(&file).unwrap();
     let mut seen: Vec<Seen> = parsed
         .iter()
@@ -73,11 +81,6 @@ fn read_file(path: &Path) -> Result<Vec<Seen>, Refusal> {
         .collect();
     seen.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(seen)
-}
-
-fn whole(reader: &Reader) -> Vec<u8> {
-    let size = usize::try_from(reader.plan().size()).unwrap();
-    owned(reader.read(0, size).unwrap())
 }
 
 #[track_caller]

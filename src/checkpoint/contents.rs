@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::archive::ArchiveEntry;
 use super::companions::Companion;
 use super::layout::{Layout, Note};
 use super::refusal::{Cause, Refusal};
@@ -18,6 +19,8 @@ pub struct Checkpoint {
     pub storages: Vec<Storage>,
     /// Files of the same directory that storages lie in.
     pub companions: Vec<Companion>,
+    /// The entries of zip archives that storages lie in.
+    pub entries: Vec<ArchiveEntry>,
     /// Values that are no tensors.
     pub others: Vec<Other>,
     /// How many more of them there are.

@@ -2,6 +2,7 @@
 //! where their bytes lie. What a file is, its content says ([`sniff`]); which
 //! containers there are, the table in `formats` says.
 
+mod archive;
 mod companions;
 mod content;
 mod contents;
@@ -22,6 +23,7 @@ mod tensor;
 mod verdict;
 mod wire;
 
+pub use archive::{ArchiveEntry, Checksum, check_headers};
 pub use companions::{Companion, open_companions};
 pub use content::{Content, Intruder};
 pub use contents::{Checkpoint, Other};
@@ -31,11 +33,6 @@ pub use formats::distributed::PARTS;
 pub use formats::safetensors::{MAX_HEADER, NativeTensor, native};
 pub use formats::{Format, Holds};
 pub use refusal::{Cause, Refusal};
-pub use sniff::{Promise, read, sniff};
+pub use sniff::{Promise, fingerprint, read, sniff};
 pub use storage::{Backing, Codec, Encoded, Storage, Tile, Tiling};
 pub use tensor::{Lazy, Tensor};
-
-/// To come.
-pub fn fingerprint(_: &crate::source::Source, _: Content) -> Result<Option<[u8; 32]>> {
-    Ok(None)
-}

@@ -144,3 +144,8 @@ pub fn unsupported(what: impl Into<String>) -> Refusal {
 pub fn too_large(what: impl Into<String>) -> Refusal {
     Refusal::new(Cause::TooLarge, what)
 }
+
+/// Is something else to another reader.
+pub fn ambiguous(what: impl Into<String>) -> Refusal {
+    Refusal::new(Cause::Ambiguous, what)
+}

@@ -6,7 +6,7 @@ use super::content::{Content, Intruder};
 use super::contents::Checkpoint;
 use super::error::Result;
 use super::formats::Format;
-use super::formats::candidate::{Candidate, Holds, Request, ZipNames};
+use super::formats::candidate::{Candidate, Holds, Request, Zip};
 use super::refusal::unsupported;
 use crate::source::{Source, Tree};
 
@@ -100,6 +100,16 @@ pub fn read(
     }
 }
 
+/// A hash that tells the contents of `source`, which holds `content`, from any other:
+/// of its size and the parts of it that planning reads, among them checksums of all
+/// the rest. None where that cannot be had without reading all of it.
+pub fn fingerprint(source: &Source, content: Content) -> Result<Option<[u8; 32]>> {
+    match content.format() {
+        Some(format) => format.fingerprint(source),
+        None => Ok(None),
+    }
+}
+
 /// What a file that is no checkpoint is called, where its head tells.
 fn stranger(source: &Source) -> Result<Option<&'static str>> {
     let file = Candidate::new(source, false)?;
@@ -130,8 +140,8 @@ fn intruder(file: &Candidate) -> Result<Option<Intruder>> {
     if file.head.is_empty() {
         return Ok(Some(Intruder::Empty));
     }
-    if let ZipNames::Names(names) = file.zip_names()? {
-        let old = names.iter().any(|name| name.ends_with("/model.json"));
+    if let Zip::Names(names) = file.zip()? {
+        let old = names.any(|name| name.ends_with("/model.json"))?;
         return Ok(Some(match old {
             true => Intruder::OldTorchScript,
             false => Intruder::ZipWithoutPickle,

@@ -26,6 +26,12 @@ impl Files {
         source.ok_or(source::Error::Changed)
     }
 
+    /// All of them: the file itself, then the companions with their numbers.
+    pub fn all(&self) -> impl Iterator<Item = (Option<u32>, &Source)> {
+        let companions = (0..).map(Some).zip(&self.companions);
+        std::iter::once((None, &self.main)).chain(companions)
+    }
+
     /// As [`Source::check`], of all of them.
     pub fn check(&self) -> Result<()> {
         self.main.check()?;

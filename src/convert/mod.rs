@@ -6,6 +6,7 @@ mod decoded;
 mod extent;
 mod files;
 mod header;
+mod headers;
 pub mod index;
 pub mod names;
 mod plan;

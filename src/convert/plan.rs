@@ -7,10 +7,13 @@ use std::sync::Arc;
 use safetensors::Dtype;
 
 use super::extent::{Extent, Stored};
+use super::files::Files;
+use super::headers::Headers;
 use super::{header, ties};
 use crate::checkpoint::{
-    Cause, Checkpoint, Companion, MAX_HEADER, NativeTensor, Other, Refusal, Tensor,
+    Cause, Checkpoint, Checksum, Companion, MAX_HEADER, NativeTensor, Other, Refusal, Tensor,
 };
+use crate::source;
 
 /// Views may make a file larger than its checkpoint, up to this many times ...
 const MAX_EXPANSION: u64 = 16;
@@ -32,6 +35,8 @@ pub struct Plan {
     unlisted: u64,
     /// Other files that bytes come from.
     companions: Box<[Companion]>,
+    /// What there is to check of the archives that tensors lie in.
+    headers: Headers,
     /// Bytes of tensors that are kept in memory.
     held: usize,
     size: u64,
@@ -163,6 +168,7 @@ impl Plan {
             others: checkpoint.others.into(),
             unlisted: checkpoint.unlisted,
             companions: checkpoint.companions.into(),
+            headers: Headers::new(checkpoint.entries),
             held: storages.iter().map(|storage| storage.held()).sum(),
         })
     }
@@ -188,15 +194,11 @@ impl Plan {
             others: Box::default(),
             unlisted: 0,
             companions: Box::default(),
+            headers: Headers::new(Vec::new()),
             held: 0,
             size: source_size,
             computed: 0,
         }
-    }
-
-    /// To come.
-    pub fn refusal(&self) -> Option<Refusal> {
-        None
     }
 
     /// Bytes of the converted file.
@@ -248,6 +250,27 @@ impl Plan {
     /// Files in the directory of the source that bytes come from too.
     pub fn companions(&self) -> &[Companion] {
         &self.companions
+    }
+
+    /// Fails unless the files are laid out as the plan takes them to be, which planning
+    /// may have predicted. It is looked at once, at the first call.
+    ///
+    /// # Errors
+    /// An I/O error of the kind `InvalidData` with a [`Refusal`] inside if they are
+    /// not, now and at every later call; any other error says nothing of that.
+    pub fn check(&self, files: &Files) -> source::Result<()> {
+        self.headers.check(files)
+    }
+
+    /// Why the checkpoint is refused although there is a plan: its files turned out not
+    /// to be laid out as they were taken to be, when they were first read.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.headers.refusal()
+    }
+
+    /// What some of the bytes that tensors lie in should be, by their archive.
+    pub fn checksums(&self) -> impl Iterator<Item = Checksum<'_>> {
+        self.headers.checksums()
     }
 
     /// Tensors by name, in byte order.
@@ -302,6 +325,7 @@ impl Plan {
             .map(|other| other.path.len() + other.kind.len() + other.repr.len() + 72);
         self.header.len()
             + self.held
+            + self.headers.weight()
             + tensors.sum::<usize>()
             + dropped.sum::<usize>()
             + others.sum::<usize>()

@@ -113,9 +113,12 @@ impl Reader {
     }
 
     /// Fails with [`Error::Changed`](crate::source::Error::Changed) when one of the
-    /// files no longer holds the bytes that it was opened with.
+    /// files no longer holds the bytes that it was opened with, and as
+    /// [`Plan::check`]. What is copied past the reader, by its segments, is right only
+    /// if this succeeds afterwards.
     pub fn check(&self) -> Result<()> {
-        self.files.check()
+        self.files.check()?;
+        self.plan.check(&self.files)
     }
 
     /// The same when anything about one of their inodes moved since they were
@@ -128,7 +131,7 @@ impl Reader {
         if start >= end {
             return Ok(Bytes::Owned(Vec::new()));
         }
-        self.files.check()?;
+        self.begin(end)?;
         let first = self.piece(start, end);
         if let Piece::Source(from, len) = first
             && len == end - start
@@ -140,8 +143,17 @@ impl Reader {
         Ok(Bytes::Owned(out))
     }
 
+    /// To be called before bytes up to `end` are read.
+    fn begin(&self, end: u64) -> Result<()> {
+        match end <= self.plan.header().len() as u64 {
+            true => self.files.check(),
+            false => self.check(),
+        }
+    }
+
     /// Appends the bytes `[start, end)` to `out`, which is empty.
     fn put_together(&self, start: u64, end: u64, out: &mut Vec<u8>) -> Result<()> {
+        self.begin(end)?;
         let mut at = start;
         while at < end {
             self.append(&self.piece(at, end), out)?;

@@ -76,7 +76,7 @@ pub struct Window<'s, R: ?Sized> {
 
 /// About the opcodes around one array.
 const FIRST_READ: u64 = 512;
-const LONGEST_READ: u64 = 1 << 20;
+const LONGEST_READ: u64 = 4 << 20;
 
 impl<'s, R: ReadAt + ?Sized> Window<'s, R> {
     /// The bytes of `source` up to `end`, which is its size or less: no pickle
@@ -98,6 +98,15 @@ impl<'s, R: ReadAt + ?Sized> Window<'s, R> {
             first_read: bytes.clamp(1, LONGEST_READ),
             ..self
         }
+    }
+
+    /// Keeps `bytes`, which were read already: those of the file from `offset` on.
+    pub fn holding(self, offset: u64, bytes: Vec<u8>) -> Window<'s, R> {
+        self.held
+            .set(self.held.get().saturating_add(bytes.len() as u64));
+        self.last.set(offset);
+        self.chunks.push(bytes.into());
+        self
     }
 
     /// Bytes read and kept so far.

@@ -197,12 +197,10 @@ impl Source {
         Ok(buffer)
     }
 
-    /// The bytes of several ranges, in their order. Where a read takes long, many
-    /// are under way at once.
+    /// The bytes of several ranges, in their order. Those that lie close are read
+    /// together; where a read takes long, many are under way at once.
     pub fn read_ranges(&self, ranges: &[Range<u64>]) -> Result<Vec<Vec<u8>>> {
-        super::many::read(ranges, |range| {
-            self.read_at(range.start, range.end.saturating_sub(range.start))
-        })
+        super::read_many(ranges, |offset, len| self.read_at(offset, len))
     }
 
     /// The `len` bytes from `offset` on for a reply to the kernel: those of a
@@ -309,9 +307,7 @@ impl<'a> Span<'a> {
 
     /// As [`Source::read_ranges`], with offsets from the start of the span.
     pub fn read_ranges(&self, ranges: &[Range<u64>]) -> Result<Vec<Vec<u8>>> {
-        super::many::read(ranges, |range| {
-            self.read_at(range.start, range.end.saturating_sub(range.start))
-        })
+        super::read_many(ranges, |offset, len| self.read_at(offset, len))
     }
 
     fn require(&self, offset: u64, len: u64) -> Result<()> {

@@ -1,62 +1,127 @@
-//! Many reads of one source: one after the other where each is a matter of
-//! microseconds, at once where each waits for a disk or a network.
+//! Many short ranges of a file: those that lie close are read together, and the
+//! reads run at the same time where the file is far away.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Result;
 
-/// Reads that are under way at once, at most.
-const AT_ONCE: usize = 32;
-/// A read that takes longer waits for something else than memory.
+/// Bytes between two ranges that are read rather than left out: what one more
+/// request costs is more than they do.
+const GAP: u64 = 16 << 10;
+/// Bytes of one read, besides the longest range in it.
+const READ: u64 = 1 << 20;
+/// A read that takes longer does not come from memory or a disk of this machine: the
+/// others need not wait for each other.
 const SLOW: Duration = Duration::from_micros(500);
+/// Reads at the same time.
+const THREADS: usize = 32;
 
-/// What `read` gives for each of `ranges`, in their order, or the first error.
-pub(super) fn read(
+/// The bytes of each of the `ranges`, which may stand in any order. `read` gives so
+/// many bytes from an offset on.
+///
+/// # Errors
+/// The first that `read` gives.
+pub fn read_many(
     ranges: &[Range<u64>],
-    read: impl Fn(&Range<u64>) -> Result<Vec<u8>> + Sync,
+    read: impl Fn(u64, u64) -> Result<Vec<u8>> + Sync,
 ) -> Result<Vec<Vec<u8>>> {
-    let mut done = Vec::with_capacity(ranges.len());
-    let mut rest = ranges;
-    while let [range, others @ ..] = rest {
+    let mut pieces = vec![Vec::new(); ranges.len()];
+    let batches = batches(ranges);
+    let mut left = batches.as_slice();
+    while let Some((batch, rest)) = left.split_first() {
         let began = Instant::now();
-        done.push(read(range)?);
-        rest = others;
-        if began.elapsed() > SLOW && rest.len() > 1 {
+        batch.cut(
+            &read(batch.start, batch.end - batch.start)?,
+            ranges,
+            &mut pieces,
+        );
+        left = rest;
+        if began.elapsed() > SLOW && left.len() > 1 {
+            let pieces = Mutex::new(&mut pieces);
+            at_once(left, |batch| {
+                let bytes = read(batch.start, batch.end - batch.start)?;
+                let mut pieces = pieces.lock().unwrap_or_else(PoisonError::into_inner);
+                batch.cut(&bytes, ranges, &mut pieces);
+                Ok(())
+            })?;
             break;
         }
     }
-    if rest.is_empty() {
-        return Ok(done);
+    Ok(pieces)
+}
+
+/// What is read in one piece.
+struct Batch {
+    start: u64,
+    end: u64,
+    /// The ranges in it, by number.
+    ranges: Vec<usize>,
+}
+
+impl Batch {
+    /// Hands out what was read.
+    fn cut(&self, bytes: &[u8], ranges: &[Range<u64>], pieces: &mut [Vec<u8>]) {
+        for &number in &self.ranges {
+            let range = &ranges[number];
+            let inside = |offset: u64| usize::try_from(offset.saturating_sub(self.start));
+            if let (Ok(start), Ok(end)) = (inside(range.start), inside(range.end)) {
+                pieces[number] = bytes.get(start..end).unwrap_or_default().to_vec();
+            }
+        }
     }
+}
+
+fn batches(ranges: &[Range<u64>]) -> Vec<Batch> {
+    let mut order: Vec<usize> = (0..ranges.len()).collect();
+    order.sort_unstable_by_key(|number| ranges[*number].start);
+    let mut batches: Vec<Batch> = Vec::new();
+    let mut longest = 0;
+    for number in order {
+        let Range { start, end } = ranges[number];
+        let end = end.max(start);
+        if let Some(batch) = batches.last_mut() {
+            let together = end.max(batch.end);
+            let longest_of_both = longest.max(end - start);
+            if start.saturating_sub(batch.end) <= GAP
+                && together - batch.start <= READ.saturating_add(longest_of_both)
+            {
+                batch.end = together;
+                batch.ranges.push(number);
+                longest = longest_of_both;
+                continue;
+            }
+        }
+        longest = end - start;
+        batches.push(Batch {
+            start,
+            end,
+            ranges: vec![number],
+        });
+    }
+    batches
+}
+
+/// Does something with each of the `batches`, some of them at the same time.
+fn at_once(batches: &[Batch], work: impl Fn(&Batch) -> Result<()> + Sync) -> Result<()> {
     let next = AtomicUsize::new(0);
-    let found = Mutex::new(Vec::with_capacity(rest.len()));
-    let work = || {
-        while let Some((at, range)) = {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            rest.get(at).map(|range| (at, range))
-        } {
-            let bytes = read(range);
-            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-            found.push((at, bytes));
+    let worker = || {
+        while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(batch)?;
         }
+        Ok(())
     };
-    thread::scope(|scope| {
-        for _ in 1..AT_ONCE.min(rest.len()) {
-            // With fewer threads it takes longer, and that is all.
-            let _ = thread::Builder::new()
-                .name("read".into())
-                .spawn_scoped(scope, work);
-        }
-        work();
-    });
-    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    found.sort_unstable_by_key(|(at, _)| *at);
-    for (_, bytes) in found {
-        done.push(bytes?);
-    }
-    Ok(done)
+    std::thread::scope(|scope| {
+        let others = (1..batches.len().min(THREADS))
+            .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, worker).ok());
+        let others: Vec<_> = others.collect();
+        let own = worker();
+        let joined = others.into_iter().map(|other| match other.join() {
+            Ok(outcome) => outcome,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        joined.fold(own, Result::and)
+    })
 }

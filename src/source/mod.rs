@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 pub use file::{Bytes, Error, Mapped, Ranges, Result, Source, Span};
 pub use local::{Links, LocalTree};
+pub use many::read_many;
 pub use version::{FileId, Metadata, Rights, System, Version};
 
 /// A directory of a source, held: what is found through it lies in it, whatever

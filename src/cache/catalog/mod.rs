@@ -108,24 +108,30 @@ impl Weighed for Known {
     }
 
     fn shed(&mut self) {
+        self.refuse();
         (self.plan, self.index, self.rendered) = (None, None, None);
     }
 }
 
 impl Known {
-    fn size(&self, circumstances: &Circumstances) -> Option<Size> {
-        // What was found out while it was read comes before what was planned.
-        if let Some((known, plan)) = &self.plan
-            && known == circumstances
+    /// What was found out while the file was read comes before what was planned.
+    fn refuse(&mut self) {
+        if let Some((circumstances, plan)) = &self.plan
             && let Some(refusal) = plan.refusal()
         {
-            return Some(Err(Arc::new(refusal)));
+            self.outcome = Some((*circumstances, Err(Arc::new(refusal))));
+            self.recorded = false;
+            self.plan = None;
         }
+    }
+
+    fn size(&mut self, circumstances: &Circumstances) -> Option<Size> {
+        self.refuse();
         let (known, size) = self.outcome.as_ref()?;
         (known == circumstances).then(|| size.clone())
     }
 
-    fn outcome(&self, circumstances: &Circumstances) -> Option<Outcome> {
+    fn outcome(&mut self, circumstances: &Circumstances) -> Option<Outcome> {
         match self.size(circumstances)? {
             Err(refusal) => Some(Err(refusal)),
             Ok(_) => {

@@ -5,7 +5,8 @@ use std::cell::OnceCell;
 
 use serde::{Deserialize, Serialize};
 
-use super::zip::{self, Archive};
+use super::zip::local::LOCAL;
+use super::zip::{CentralDirectory, Tail};
 use crate::checkpoint::error::{Error, Result};
 use crate::pickle;
 use crate::source::{Source, Tree};
@@ -20,16 +21,34 @@ pub struct Candidate<'a> {
     pub head: Vec<u8>,
     /// Whether its name promises a checkpoint.
     pub promised: bool,
-    zip_names: OnceCell<ZipNames>,
+    zip: OnceCell<Zip<'a>>,
+}
+
+/// What a file is as a zip archive.
+pub enum Zip<'a> {
+    /// None.
+    No,
+    /// One that cannot be read in one way only.
+    Broken,
+    Names(ZipNames<'a>),
 }
 
 /// The names in a zip archive.
-pub enum ZipNames {
-    /// There is none.
-    NoZip,
-    /// It cannot be read in one way only.
-    Broken,
-    Names(Vec<String>),
+pub struct ZipNames<'a> {
+    tail: Tail<'a>,
+    directory: CentralDirectory,
+}
+
+impl ZipNames<'_> {
+    /// Whether any of them is one that `is_wanted`.
+    pub fn any(&self, is_wanted: impl Fn(&str) -> bool) -> Result<bool> {
+        self.directory.any_name(&self.tail, is_wanted)
+    }
+
+    /// Whether there is a name, and each is one that `is_wanted`.
+    pub fn all(&self, is_wanted: impl Fn(&str) -> bool) -> Result<bool> {
+        Ok(self.directory.count > 0 && !self.any(|name| !is_wanted(name))?)
+    }
 }
 
 impl<'a> Candidate<'a> {
@@ -38,7 +57,7 @@ impl<'a> Candidate<'a> {
             source,
             head: source.read_at(0, source.size().min(HEAD))?,
             promised,
-            zip_names: OnceCell::new(),
+            zip: OnceCell::new(),
         })
     }
 
@@ -58,22 +77,28 @@ impl<'a> Candidate<'a> {
 
     /// Whether it begins as zip archives do.
     pub fn is_zip(&self) -> bool {
-        self.starts_with(&zip::LOCAL)
+        self.starts_with(&LOCAL)
     }
 
-    pub fn zip_names(&self) -> Result<&ZipNames> {
-        if let Some(names) = self.zip_names.get() {
-            return Ok(names);
+    pub fn zip(&self) -> Result<&Zip<'a>> {
+        if let Some(zip) = self.zip.get() {
+            return Ok(zip);
         }
-        let names = match self.is_zip() {
-            false => ZipNames::NoZip,
-            true => match Archive::names(self.source.span()) {
-                Ok(names) => ZipNames::Names(names),
-                Err(Error::Refused(_)) => ZipNames::Broken,
+        let zip = match self.is_zip() {
+            false => Zip::No,
+            true => match self.zip_names() {
+                Ok(names) => Zip::Names(names),
+                Err(Error::Refused(_)) => Zip::Broken,
                 Err(error) => return Err(error),
             },
         };
-        Ok(self.zip_names.get_or_init(|| names))
+        Ok(self.zip.get_or_init(|| zip))
+    }
+
+    fn zip_names(&self) -> Result<ZipNames<'a>> {
+        let tail = Tail::read(self.source.span())?;
+        let directory = CentralDirectory::find(&tail)?;
+        Ok(ZipNames { tail, directory })
     }
 }
 

@@ -10,7 +10,7 @@ mod npz;
 mod plain;
 pub mod safetensors;
 mod torch_zip;
-mod zip;
+pub mod zip;
 
 use std::fmt;
 
@@ -19,12 +19,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::contents::Checkpoint;
 use super::error::Result;
-pub use candidate::Holds;
+use crate::source::Source;
 use candidate::{Candidate, Request};
+
+pub use candidate::Holds;
 
 /// A file is held against these in this order.
 static CONTAINERS: &[Container] = &[
-    Container::new("torch zip", torch_zip::sniff, torch_zip::read),
+    Container::new("torch zip", torch_zip::sniff, torch_zip::read).told_by(torch_zip::fingerprint),
     Container::new("npz", npz::sniff, npz::read),
     Container::new("npy", npy::sniff, npy::read),
     Container::new("distributed", distributed::sniff, distributed::read).with_companions(),
@@ -32,6 +34,9 @@ static CONTAINERS: &[Container] = &[
     Container::new("torch tar", legacy_tar::sniff, legacy_tar::read),
     Container::new("pickle", plain::sniff, plain::read).or_without_mark(plain::is_unmarked),
 ];
+
+/// Gives a hash of the contents of a file, if that is cheap.
+type TellApart = fn(&Source) -> Result<Option<[u8; 32]>>;
 
 /// A container.
 struct Container {
@@ -41,6 +46,7 @@ struct Container {
     sniff: fn(&Candidate) -> Result<Option<Holds>>,
     read: fn(&Request) -> Result<Checkpoint>,
     has_companions: bool,
+    fingerprint: Option<TellApart>,
     /// Whether a file that nothing else is known of is of this container: looked at
     /// only if its name promises a checkpoint.
     is_unmarked: Option<fn(&Candidate) -> Result<bool>>,
@@ -57,7 +63,15 @@ impl Container {
             sniff,
             read,
             has_companions: false,
+            fingerprint: None,
             is_unmarked: None,
+        }
+    }
+
+    const fn told_by(self, fingerprint: TellApart) -> Container {
+        Container {
+            fingerprint: Some(fingerprint),
+            ..self
         }
     }
 
@@ -105,6 +119,14 @@ impl Format {
 
     pub fn read(self, input: &Request) -> Result<Checkpoint> {
         (self.0.read)(input)
+    }
+
+    /// What tells the file from any other of this container, if that is cheap.
+    pub fn fingerprint(self, source: &Source) -> Result<Option<[u8; 32]>> {
+        match self.0.fingerprint {
+            Some(fingerprint) => fingerprint(source),
+            None => Ok(None),
+        }
     }
 
     /// What it is called.

@@ -5,9 +5,9 @@ use std::io::Read;
 
 use flate2::read::DeflateDecoder;
 
-use super::candidate::{Candidate, Holds, Request, ZipNames};
+use super::candidate::{Candidate, Holds, Request, Zip};
 use super::npy::NpyHead;
-use super::zip::{Archive, ZipEntry};
+use super::zip::{self, ZipEntry};
 use crate::checkpoint::contents::{Checkpoint, Contents};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::refusal::{Cause, Refusal, shown};
@@ -16,16 +16,17 @@ use crate::source::Source;
 
 /// A zip archive is one of arrays when it has nothing else.
 pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
-    match file.zip_names()? {
-        ZipNames::Names(names)
-            if !names.is_empty() && names.iter().all(|name| name.ends_with(".npy")) =>
-        {
-            Ok(Some(match may_hold_objects(file.source)? {
-                true => Holds::Pickles,
-                false => Holds::Numbers,
-            }))
-        }
-        _ => Ok(None),
+    let Zip::Names(names) = file.zip()? else {
+        return Ok(None);
+    };
+    match names.all(|name| name.ends_with(".npy")) {
+        Ok(true) => Ok(Some(match may_hold_objects(file.source)? {
+            true => Holds::Pickles,
+            false => Holds::Numbers,
+        })),
+        // A name that cannot be read is none of an array.
+        Ok(false) | Err(Error::Refused(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -33,7 +34,7 @@ pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
 /// called `tensor` then.
 pub fn read(request: &Request) -> Result<Checkpoint> {
     let (source, root) = (request.source, request.root);
-    let entries = Archive::list(source.span())?;
+    let entries = zip::list(source.span())?;
     let mut names = HashSet::with_capacity(entries.len());
     let mut contents = Contents::default();
     let mut table = StorageTable::default();
@@ -65,7 +66,7 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
 /// Whether some of the arrays in `source` may be of Python objects.
 fn may_hold_objects(source: &Source) -> Result<bool> {
     let any = || {
-        for entry in Archive::list(source.span())? {
+        for entry in zip::list(source.span())? {
             if NpyHead::read(first_of(source, &entry))?.may_hold_objects() {
                 return Ok(true);
             }

@@ -3,26 +3,29 @@
 //! torch/serialization.py). TorchScript's archives are the same and hold more.
 
 use std::collections::HashMap;
-use std::io::Read;
 
-use flate2::read::DeflateDecoder;
+use sha2::{Digest, Sha256};
 
-use super::candidate::{Candidate, Holds, Request, ZipNames};
-use super::zip::{Archive, ZipEntry};
+use super::candidate::{Candidate, Holds, Request, Zip};
+use super::zip::{Archive, Method, ZipEntry};
+use crate::checkpoint::archive::ArchiveEntry;
 use crate::checkpoint::contents::Checkpoint;
 use crate::checkpoint::dtype::ElementType;
-use crate::checkpoint::error::Result;
+use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::layout::StorageRef;
 use crate::checkpoint::objects::torchscript::{self, Classes, MAX_SOURCE};
 use crate::checkpoint::objects::{SavedStorage, Storages, Torch};
-use crate::checkpoint::refusal::{Cause, Refusal, shown, unsupported};
+use crate::checkpoint::refusal::{Cause, Refusal, malformed, shown, too_large, unsupported};
 use crate::checkpoint::storage::{Backing, StorageTable};
 use crate::checkpoint::{state_dict, stream};
 use crate::pickle::{Import, Pickle, Window};
-use crate::source::Span;
+use crate::source::{Source, Span};
 
 /// Longer compressed pickles are refused: 100,000 tensors take 15 MiB.
 const MAX_PICKLE: u64 = 256 << 20;
+
+/// How much of a pickle is read at first: some 30,000 tensors take as much.
+const FIRST_OF_PICKLE: u64 = 4 << 20;
 
 /// The newest version that torch reads (caffe2/serialize/versions.h,
 /// `kMaxSupportedFileFormatVersion`).
@@ -34,18 +37,23 @@ const PICKLE: &str = "data.pkl";
 /// A zip archive is a checkpoint when it has a `data.pkl`. One that cannot be read
 /// in one way only is judged by its name, and by the entry that torch writes first.
 pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
-    let is_pickle = |name: &String| {
+    let is_pickle = |name: &str| {
         let last = name.rsplit(['/', '\\']).next();
         last.is_some_and(|last| last.eq_ignore_ascii_case(PICKLE))
     };
-    let is_one = match file.zip_names()? {
-        ZipNames::NoZip => false,
-        ZipNames::Broken => {
-            let mut starts = file.head.windows(PICKLE.len());
-            file.promised || starts.any(|bytes| bytes.eq_ignore_ascii_case(PICKLE.as_bytes()))
-        }
-        ZipNames::Names(names) => names.iter().any(is_pickle),
+    let named = match file.zip()? {
+        Zip::No => return Ok(None),
+        Zip::Broken => None,
+        Zip::Names(names) => match names.any(is_pickle) {
+            Ok(named) => Some(named),
+            Err(Error::Refused(_)) => None,
+            Err(error) => return Err(error),
+        },
     };
+    let is_one = named.unwrap_or_else(|| {
+        let mut starts = file.head.windows(PICKLE.len());
+        file.promised || starts.any(|bytes| bytes.eq_ignore_ascii_case(PICKLE.as_bytes()))
+    });
     Ok(is_one.then_some(Holds::Pickles))
 }
 
@@ -63,48 +71,120 @@ pub fn read_span(source: Span, root_path: Option<&str>) -> Result<Checkpoint> {
     if in_root(".data/extern_modules").is_some() {
         return Err(unsupported("this is a torch.package archive").into());
     }
-    check_version(source, in_root)?;
-    let swap = match in_root("byteorder") {
-        None => false,
-        Some(entry) => match bytes(source, entry, 16)?.as_slice() {
-            b"little" => false,
-            b"big" => true,
-            _ => {
-                return Err(
-                    Refusal::new(Cause::Malformed, "its byte order has no known name").into(),
-                );
-            }
-        },
-    };
-    let Some(entry) = in_root(PICKLE) else {
+    let Some(pickle) = in_root(PICKLE) else {
         return Err(unsupported("there is no data.pkl in this archive").into());
     };
-    let pickles = PickleEntry::new(&source, entry)?;
-    let pickle = pickles.pickle()?;
+    // torch writes these close together: they are read together.
+    let version = in_root(".data/version").or_else(|| in_root("version"));
+    let byte_order = in_root("byteorder");
+    let mut wanted = vec![(pickle, first_of_pickle(pickle)?)];
+    for entry in [version, byte_order].into_iter().flatten() {
+        wanted.push((entry, whole(entry, 16)?));
+    }
+    let mut fetched = archive.fetch(&wanted)?.into_iter();
+    let pickle_bytes = fetched.next().unwrap_or_default();
+    let mut text = |entry: Option<&ZipEntry>| {
+        let text = entry.map(|entry| entry.inflate(fetched.next().unwrap_or_default()));
+        text.transpose()
+    };
+    check_version(text(version)?)?;
+    let swap = is_big_endian(text(byte_order)?)?;
+    let pickle = PickleEntry::new(&source, pickle, pickle_bytes)?;
+    let pickle = pickle.pickle()?;
     let storages = ZipStorages {
         archive: &archive,
         prefix: format!("{root}/data/"),
         swap,
         by_key: HashMap::new(),
+        used: Vec::new(),
     };
     let mut torch = Torch::new(&pickle, storages);
-    let Some(constants) = in_root("constants.pkl") else {
-        let contents = state_dict::read(&mut torch, root_path)?;
-        return Ok(contents.with(torch.into_storages()));
-    };
-    let classes = classes(source, pickle.imports(), in_root)?;
-    if !classes.is_module(&pickle, pickle.root()) {
-        return Err(torchscript::no_module().into());
+    let constants = in_root("constants.pkl");
+    if constants.is_some() {
+        let classes = classes(&archive, pickle.imports(), in_root)?;
+        if !classes.is_module(&pickle, pickle.root()) {
+            return Err(torchscript::no_module().into());
+        }
+        torch.scripted(classes);
     }
-    torch.scripted(classes);
     let mut contents = state_dict::read(&mut torch, root_path)?;
-    let constants = PickleEntry::new(&source, constants)?;
-    if contents.tensors.is_empty() && constants.pickle()?.has_persistent() {
+    if let Some(constants) = constants
+        && contents.tensors.is_empty()
+        && holds_storages(&archive, &source, constants)?
+    {
         return Err(torchscript::frozen().into());
     }
-    let (storages, classes) = torch.into_parts();
+    let (storages, classes, zip) = torch.into_parts();
     contents.others.extend(classes.into_left_out());
-    Ok(contents.with(storages))
+    Ok(Checkpoint {
+        entries: zip.used,
+        ..contents.with(storages)
+    })
+}
+
+/// The hash of the size, the central directory, which has a checksum of each entry,
+/// and the pickle. None where the archive is refused, or has no checksums.
+pub fn fingerprint(source: &Source) -> Result<Option<[u8; 32]>> {
+    match hash(source.span()) {
+        Err(Error::Refused(_)) => Ok(None),
+        hash => hash,
+    }
+}
+
+fn hash(source: Span) -> Result<Option<[u8; 32]>> {
+    let archive = Archive::read(source)?;
+    let name = format!("{}/{PICKLE}", root(&archive)?);
+    let Some(pickle) = archive.entry(&name) else {
+        return Ok(None);
+    };
+    let entries = archive.entries().iter();
+    let mut others = entries.filter(|entry| entry.header != pickle.header);
+    if others.any(|entry| entry.size > 0 && entry.crc32 == 0) {
+        return Ok(None);
+    }
+    let directory = archive.directory()?;
+    let mut hash = Sha256::new();
+    hash.update(b"stfs: contents of a torch zip archive\0");
+    hash.update(source.size().to_le_bytes());
+    hash.update((directory.len() as u64).to_le_bytes());
+    hash.update(directory);
+    hash.update(pickle.stored_size.to_le_bytes());
+    let first = archive.fetch(&[(pickle, FIRST_OF_PICKLE)])?;
+    let mut at = pickle.data;
+    let end = pickle.data + pickle.stored_size;
+    for piece in first {
+        at += piece.len() as u64;
+        hash.update(piece);
+    }
+    while at < end {
+        let piece = source.read_at(at, (end - at).min(FIRST_OF_PICKLE))?;
+        at += piece.len() as u64;
+        hash.update(piece);
+    }
+    Ok(Some(hash.finalize().into()))
+}
+
+/// How much of a pickle is fetched with its header.
+fn first_of_pickle(entry: &ZipEntry) -> std::result::Result<u64, Refusal> {
+    match entry.storage()?.backing {
+        Backing::File(_) => Ok(FIRST_OF_PICKLE),
+        _ => whole(entry, MAX_PICKLE),
+    }
+}
+
+/// The bytes of a small entry, as it is in the archive. The file has `limit` at most.
+fn whole(entry: &ZipEntry, limit: u64) -> std::result::Result<u64, Refusal> {
+    /// What deflating may add to bytes that it cannot make fewer, and more.
+    const SLACK: u64 = 1 << 10;
+    entry.storage()?;
+    if entry.size > limit || entry.stored_size > limit + limit / 8 + SLACK {
+        return Err(too_large(format!(
+            "entry `{}` has {} bytes",
+            shown(&entry.name),
+            entry.size
+        )));
+    }
+    Ok(entry.stored_size)
 }
 
 /// The pickle in an entry: read where it lies, or inflated.
@@ -114,12 +194,18 @@ enum PickleEntry<'a> {
 }
 
 impl<'a> PickleEntry<'a> {
-    fn new(source: &'a Span<'a>, entry: &ZipEntry) -> Result<PickleEntry<'a>> {
+    /// `first` are the first bytes of the entry, or all where it is deflated.
+    fn new(
+        source: &'a Span<'a>,
+        entry: &ZipEntry,
+        first: Vec<u8>,
+    ) -> std::result::Result<PickleEntry<'a>, Refusal> {
         Ok(match entry.storage()?.backing {
             Backing::File(offset) => {
-                PickleEntry::InFile(Window::new(source, offset + entry.size), offset)
+                let window = Window::new(source, offset + entry.size);
+                PickleEntry::InFile(window.holding(offset, first), offset)
             }
-            _ => PickleEntry::Inflated(bytes(*source, entry, MAX_PICKLE)?),
+            _ => PickleEntry::Inflated(entry.inflate(first)?),
         })
     }
 
@@ -132,48 +218,65 @@ impl<'a> PickleEntry<'a> {
     }
 }
 
+/// Whether the pickle in `entry` refers to storages.
+fn holds_storages(archive: &Archive, source: &Span, entry: &ZipEntry) -> Result<bool> {
+    let first = archive.fetch(&[(entry, first_of_pickle(entry)?)])?.pop();
+    let pickle = PickleEntry::new(source, entry, first.unwrap_or_default())?;
+    Ok(pickle.pickle()?.has_persistent())
+}
+
 /// The classes of a TorchScript archive that `imports` names.
 fn classes<'a>(
-    source: Span,
+    archive: &Archive,
     imports: &[Import],
     in_root: impl Fn(&str) -> Option<&'a ZipEntry>,
 ) -> Result<Classes> {
-    let mut classes = Classes::default();
     let mut left = MAX_SOURCE;
+    let mut modules = Vec::new();
+    let mut wanted = Vec::new();
     for module in Classes::modules(imports) {
         // Classes that are part of torch have no source.
         let Some(entry) = in_root(&Classes::entry(module)) else {
             continue;
         };
-        let text = bytes(source, entry, left)?;
-        left -= text.len() as u64;
-        classes.add(module, &String::from_utf8_lossy(&text));
+        wanted.push((entry, whole(entry, left)?));
+        left -= entry.size;
+        modules.push(module);
+    }
+    let mut classes = Classes::default();
+    let fetched = archive.fetch(&wanted)?;
+    for ((module, (entry, _)), text) in modules.into_iter().zip(wanted).zip(fetched) {
+        classes.add(module, &String::from_utf8_lossy(&entry.inflate(text)?));
     }
     Ok(classes)
 }
 
 /// Refuses a format that torch may lay out in another way one day. A missing
 /// version says nothing about the layout.
-fn check_version<'a>(source: Span, in_root: impl Fn(&str) -> Option<&'a ZipEntry>) -> Result<()> {
-    let Some(entry) = in_root(".data/version").or_else(|| in_root("version")) else {
-        return Ok(());
-    };
-    let text = bytes(source, entry, 16)?;
+fn check_version(text: Option<Vec<u8>>) -> std::result::Result<(), Refusal> {
+    let Some(text) = text else { return Ok(()) };
     let number = std::str::from_utf8(text.trim_ascii()).ok();
     match number.and_then(|number| number.parse().ok()) {
         Some(1..=MAX_VERSION) => Ok(()),
         _ => Err(unsupported(format!(
             "its format has the unknown version `{}`",
             text.trim_ascii().escape_ascii()
-        ))
-        .into()),
+        ))),
+    }
+}
+
+fn is_big_endian(text: Option<Vec<u8>>) -> std::result::Result<bool, Refusal> {
+    match text.as_deref() {
+        None | Some(b"little") => Ok(false),
+        Some(b"big") => Ok(true),
+        Some(_) => Err(malformed("its byte order has no known name")),
     }
 }
 
 /// The folder that everything lies in: the only one with a `data.pkl`. torch
 /// takes the folder of the first entry; where that is another one (`__MACOSX/`
 /// of a file zipped again), torch finds nothing at all.
-fn root(archive: &Archive) -> Result<&str> {
+fn root<'a>(archive: &'a Archive) -> Result<&'a str> {
     let mut roots = archive.entries().iter().filter_map(|entry| {
         let (root, name) = entry.name.split_once('/')?;
         name.eq_ignore_ascii_case(PICKLE).then_some(root)
@@ -192,43 +295,14 @@ fn root(archive: &Archive) -> Result<&str> {
     }
 }
 
-/// The bytes of a small entry.
-fn bytes(source: Span, entry: &ZipEntry, limit: u64) -> Result<Vec<u8>> {
-    let storage = entry.storage()?;
-    if entry.size > limit {
-        return Err(Refusal::new(
-            Cause::TooLarge,
-            format!("entry `{}` has {} bytes", shown(&entry.name), entry.size),
-        )
-        .into());
-    }
-    let Backing::Decoded(encoded) = storage.backing else {
-        return Ok(source.read_at(entry.data, entry.size)?);
-    };
-    let deflated = source.read_at(encoded.offset, encoded.len)?;
-    let mut bytes = Vec::new();
-    let inflated = DeflateDecoder::new(deflated.as_slice())
-        .take(entry.size + 1)
-        .read_to_end(&mut bytes);
-    match inflated {
-        Ok(len) if len as u64 == entry.size => Ok(bytes),
-        _ => Err(Refusal::new(
-            Cause::Malformed,
-            format!(
-                "entry `{}` of the zip archive is damaged",
-                shown(&entry.name)
-            ),
-        )
-        .into()),
-    }
-}
-
 /// The storages of the archive, in the order they are asked for.
 struct ZipStorages<'a> {
-    archive: &'a Archive,
+    archive: &'a Archive<'a>,
     prefix: String,
     swap: bool,
     by_key: HashMap<String, ZipStorage>,
+    /// The entries of those that were asked for.
+    used: Vec<ArchiveEntry>,
 }
 
 /// A storage that was asked for.
@@ -301,6 +375,16 @@ impl ZipStorages<'_> {
                 )
             })?;
         let storage = entry.storage()?;
+        self.used.push(ArchiveEntry {
+            name: entry.name.as_str().into(),
+            companion: None,
+            header: entry.header,
+            data: entry.data,
+            len: entry.stored_size,
+            crc32: entry.crc32,
+            is_deflated: entry.method == Method::Deflated,
+            is_predicted: entry.is_predicted,
+        });
         let known = ZipStorage {
             index: table.add(storage)?,
             len: entry.size,

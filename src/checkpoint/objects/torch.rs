@@ -113,9 +113,10 @@ impl<'p, S: Storages> Torch<'p, S> {
         self.table.into()
     }
 
-    /// The storages that the tensors lie in, and the classes that were given.
-    pub fn into_parts(self) -> (Vec<Storage>, Classes) {
-        (self.table.into(), self.classes)
+    /// The storages that the tensors lie in, and the classes and storages that were
+    /// given.
+    pub fn into_parts(self) -> (Vec<Storage>, Classes, S) {
+        (self.table.into(), self.classes, self.storages)
     }
 
     /// What a dict or its like was written with.

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::candidate::{Candidate, Holds, Request};
 use super::torch_zip;
+use crate::checkpoint::archive::ArchiveEntry;
 use crate::checkpoint::companions::Companion;
 use crate::checkpoint::contents::{Checkpoint, Other};
 use crate::checkpoint::dtype::ElementType;
@@ -226,6 +227,7 @@ impl<'a> Assembler<'a> {
             mut tensors,
             mut storages,
             notes,
+            entries,
             ..
         } = torch_zip::read_span(span, None)?;
         let (Some(tensor), None, true) = (tensors.pop(), tensors.pop(), notes.is_empty()) else {
@@ -242,6 +244,15 @@ impl<'a> Assembler<'a> {
             let what = "a box of it is compressed";
             return Err(Refusal::new(Cause::Unsupported, what).into());
         };
+        // The headers lie in the archive of the box.
+        let start = span.start();
+        let entries = entries.into_iter().map(|entry| ArchiveEntry {
+            companion: Some(file),
+            header: start.saturating_add(entry.header),
+            data: start.saturating_add(entry.data),
+            ..entry
+        });
+        self.checkpoint.entries.extend(entries);
         let backing = Backing::Companion {
             file,
             offset: span.start() + offset,
