@@ -17,8 +17,9 @@ use log::{error, warn};
 use super::errno::errno;
 use super::handles::{Handles, Passthrough};
 use super::inodes::{Inodes, ROOT};
-use super::push::Pusher;
-use super::{PID_XATTR, kernel};
+use super::kernel;
+use super::prefault::Prefaulter;
+use super::xattr;
 use crate::view::{self, Attr, Bytes, Kind, Listing, Node, OpenFile, View};
 
 /// How long the kernel may answer by itself from what it was told of a name or
@@ -38,7 +39,7 @@ pub struct Adapter {
     files: Handles<OpenFile>,
     directories: Handles<Listing>,
     passthrough: Passthrough,
-    pusher: Arc<Pusher>,
+    prefaulter: Arc<Prefaulter>,
 }
 
 impl Adapter {
@@ -51,13 +52,13 @@ impl Adapter {
             files: Handles::default(),
             directories: Handles::default(),
             passthrough: Passthrough::default(),
-            pusher: Arc::default(),
+            prefaulter: Arc::default(),
         })
     }
 
-    /// Pushes pages to the kernel once it is given the means.
-    pub fn pusher(&self) -> Arc<Pusher> {
-        self.pusher.clone()
+    /// Prefaults what is opened, once it is given the means.
+    pub fn prefaulter(&self) -> Arc<Prefaulter> {
+        self.prefaulter.clone()
     }
 
     fn node(&self, inode: INodeNo) -> Result<Node, Errno> {
@@ -104,7 +105,7 @@ impl Adapter {
         };
         let file = Arc::new(file);
         if backing.is_none() {
-            self.pusher.opened(inode.0, &file, size);
+            self.prefaulter.opened(inode.0, &file, size);
         }
         // Nothing is ever written, so a close has nothing to flush.
         let flush = match file.minds_close() {
@@ -216,10 +217,14 @@ impl Adapter {
     }
 
     fn getxattr(&self, inode: INodeNo, name: &OsStr) -> Result<Vec<u8>, Errno> {
-        if inode.0 == ROOT && name.as_encoded_bytes() == PID_XATTR.to_bytes() {
+        if inode.0 == ROOT && name.as_encoded_bytes() == xattr::PID.to_bytes() {
             return Ok(process::id().to_string().into_bytes());
         }
-        // `ls -l` asks for two others of every file.
+        // After this answer the kernel asks no more for access control lists and
+        // security labels, which `ls -l` would have it ask for of every file.
+        if !name.as_encoded_bytes().starts_with(b"user.") {
+            return Err(Errno::EOPNOTSUPP);
+        }
         if !name.as_encoded_bytes().starts_with(view::XATTRS.as_bytes()) {
             return Err(Errno::ENODATA);
         }
@@ -256,7 +261,7 @@ impl Filesystem for Adapter {
     fn forget(&self, _: &Request, inode: INodeNo, lookups: u64) {
         answer("forget", || {
             if self.inodes.forget(inode.0, lookups) {
-                self.pusher.forgotten(inode.0);
+                self.prefaulter.forgotten(inode.0);
             }
         });
     }

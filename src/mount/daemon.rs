@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::panic;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,19 @@ use std::sync::Arc;
 use std::thread;
 
 use fuser::{Session, SessionACL};
-use log::{LevelFilter, error, info, warn};
+use log::{LevelFilter, debug, error, info, warn};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::adapter::Adapter;
 use super::device::{self, Attributes};
+use super::error::Error;
 use super::logging::{self, Log};
 use super::mountpoint::{self, MountPoint};
-use super::{Access, Error, kernel, mountinfo, unmount};
+use super::options::Access;
+use super::{kernel, mountinfo, unmount};
 use crate::cache::Directory;
 use crate::view::{self, View};
 
@@ -114,13 +118,12 @@ impl Prepared {
         let (mut reader, writer) = io::pipe().map_err(failed("open a pipe"))?;
         // SAFETY: there is no other thread, so no lock that the child would find
         // held by nobody: it is a full process.
-        match unsafe { libc::fork() } {
-            -1 => Err(failed("start a process")(io::Error::last_os_error())),
-            0 => {
+        match unsafe { fork() }.map_err(|why| failed("start a process")(why.into()))? {
+            ForkResult::Child => {
                 drop(reader);
                 self.be_daemon(writer)
             }
-            _ => {
+            ForkResult::Parent { .. } => {
                 drop(writer);
                 let mut said = vec![];
                 let result = reader.read_to_end(&mut said);
@@ -209,7 +212,7 @@ impl Prepared {
             noatime: self.config.noatime,
         };
         let adapter = Adapter::new(view.clone()).map_err(source_error)?;
-        let pusher = adapter.pusher();
+        let prefaulter = adapter.prefaulter();
         let mut signals =
             Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed("watch for signals"))?;
         let end = signals.handle();
@@ -227,7 +230,7 @@ impl Prepared {
             mounted.clear();
             failed("agree with the kernel")(why)
         })?;
-        pusher.start(session.notifier());
+        prefaulter.start(session.notifier());
         let requests = thread::spawn(move || {
             let result = session.run();
             end.close();
@@ -300,7 +303,7 @@ impl<'a> Mounted<'a> {
     /// connection. Usually that is nothing, and then a new mount may be here
     /// already, even under the same device number: hence only a dead one goes.
     fn clear(&self) {
-        if mountpoint::is_dead(self.place) {
+        if mountinfo::is_dead(self.place) {
             report(unmount::detach(self.place));
         }
     }
@@ -327,21 +330,11 @@ fn directory(path: &Path) -> view::Result<PathBuf> {
 /// Lets go of the terminal and the pipes of the caller, who may be waiting for
 /// their end, and of the working directory.
 fn leave_terminal() -> io::Result<()> {
-    let null: OwnedFd = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?
-        .into();
-    for stream in [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO] {
-        // SAFETY: the three numbers belong to nobody in this process: std opens
-        // them afresh for each use.
-        if unsafe { libc::dup2(null.as_raw_fd(), stream) } == -1 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    // SAFETY: no preconditions. It fails only for a process that leads a group,
-    // and a fresh child does not.
-    unsafe { libc::setsid() };
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    setsid()?;
     std::env::set_current_dir("/")
 }
 
@@ -362,15 +355,9 @@ fn close_inherited(mut kept: Vec<RawFd>) {
 
 /// Every open file of the mount costs this process a descriptor or two.
 fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: both calls get a pointer to a live rlimit.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-        }
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(why) = raised {
+        debug!("the limit of open files stays: {why}");
     }
 }

@@ -5,19 +5,24 @@
 //! options, show no file system type of our own, and at its end unmount
 //! whatever lies at the path by then.
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read};
-use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSliceMut, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::ptr;
 
-use super::{Error, mountinfo};
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::unistd::{getgid, getuid};
+
+use super::error::Error;
+use super::mountinfo;
 
 const DEVICE: &str = "/dev/fuse";
 
@@ -53,41 +58,26 @@ pub fn attach(place: &Path, attributes: &Attributes) -> Result<OwnedFd, Error> {
 fn attach_directly(place: &Path, attributes: &Attributes) -> io::Result<OwnedFd> {
     let root_mode = fs::metadata(place)?.mode();
     let device = OpenOptions::new().read(true).write(true).open(DEVICE)?;
-    // SAFETY: these calls have no preconditions.
-    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
     let mut data = format!(
-        "fd={},rootmode={root_mode:o},user_id={uid},group_id={gid},default_permissions",
-        device.as_raw_fd()
+        "fd={},rootmode={root_mode:o},user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        getuid(),
+        getgid()
     );
     if attributes.allow_other {
         data.push_str(",allow_other");
     }
-    let mut flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
+    let mut flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     if attributes.noexec {
-        flags |= libc::MS_NOEXEC;
+        flags |= MsFlags::MS_NOEXEC;
     }
     if attributes.noatime {
-        flags |= libc::MS_NOATIME;
+        flags |= MsFlags::MS_NOATIME;
     }
-    let source = CString::new(attributes.source.as_bytes())?;
-    let place = CString::new(place.as_os_str().as_bytes())?;
-    let fs_type = CString::new(mountinfo::FS_TYPE)?;
-    let data = CString::new(data)?;
-    // SAFETY: all pointers are to NUL-terminated strings that outlive the call.
-    let result = unsafe {
-        libc::mount(
-            source.as_ptr(),
-            place.as_ptr(),
-            fs_type.as_ptr(),
-            flags,
-            data.as_ptr().cast(),
-        )
-    };
-    if result == 0 {
-        Ok(device.into())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    let source = attributes.source.as_os_str();
+    let fs_type = Some(mountinfo::FS_TYPE);
+    mount(Some(source), place, fs_type, flags, Some(data.as_str()))?;
+    Ok(device.into())
 }
 
 fn attach_by_helper(place: &Path, attributes: &Attributes) -> Result<OwnedFd, Error> {
@@ -155,51 +145,28 @@ fn helper_options(attributes: &Attributes) -> OsString {
 
 /// Receives one descriptor. `None` when the other side closes without sending.
 fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
-    let mut byte = 0u8;
-    let mut part = libc::iovec {
-        iov_base: ptr::from_mut(&mut byte).cast(),
-        iov_len: 1,
-    };
-    // Room for one descriptor, aligned as a header has to be.
-    let mut control = [0u64; 4];
-    // SAFETY: all zeros is a valid, empty message header.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = &mut part;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = mem::size_of_val(&control);
-    let received = loop {
-        // SAFETY: the header points to live buffers of the lengths it gives.
-        let received =
-            unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
-        match received {
-            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => continue,
-            -1 => return Err(io::Error::last_os_error()),
-            received => break received,
+    let mut byte = [0];
+    let mut part = [IoSliceMut::new(&mut byte)];
+    let mut control = cmsg_space!(RawFd);
+    let message = loop {
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        match recvmsg::<()>(socket.as_raw_fd(), &mut part, Some(&mut control), flags) {
+            Err(Errno::EINTR) => {}
+            message => break message?,
         }
     };
-    if received == 0 {
+    if message.bytes == 0 {
         return Ok(None);
     }
-    // SAFETY: recvmsg filled the header in; CMSG_FIRSTHDR gives null or a header
-    // that lies in `control`.
-    let header = unsafe { libc::CMSG_FIRSTHDR(&message).as_ref() };
-    // SAFETY: CMSG_LEN only computes.
-    let length = unsafe { libc::CMSG_LEN(mem::size_of::<libc::c_int>() as u32) } as usize;
-    match header {
-        Some(header)
-            if header.cmsg_level == libc::SOL_SOCKET
-                && header.cmsg_type == libc::SCM_RIGHTS
-                && header.cmsg_len >= length =>
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = part
+            && let [descriptor] = descriptors[..]
         {
-            // SAFETY: the header says that a descriptor follows, and it is ours now.
-            Ok(Some(unsafe {
-                let data = libc::CMSG_DATA(header).cast::<libc::c_int>();
-                OwnedFd::from_raw_fd(data.read_unaligned())
-            }))
+            // SAFETY: it came with this message, and so it is ours alone.
+            return Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) }));
         }
-        _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
     }
+    Err(io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]

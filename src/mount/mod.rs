@@ -9,7 +9,7 @@
 //! device      making a mount       unmount    ending it
 //! mountinfo   which mounts there are
 //! options     the words of -o      logging    where the log goes
-//! push        pages pushed         xattr      extended attributes
+//! prefault    pages handed over    xattr      extended attributes
 //! ```
 
 mod adapter;
@@ -24,11 +24,9 @@ mod logging;
 mod mountinfo;
 mod mountpoint;
 pub mod options;
-mod push;
+mod prefault;
 mod unmount;
 mod xattr;
-
-use std::ffi::CStr;
 
 pub use daemon::{Config, Prepared};
 pub use error::Error;
@@ -36,7 +34,3 @@ pub use mountinfo::{mount_of, stfs_mounts};
 pub use options::Access;
 pub use unmount::unmount;
 pub use xattr::xattr;
-
-/// Extended attribute of a mount's root: the number of the process that serves
-/// it, in decimal. Left out of listings, so that no copy of the tree carries it.
-const PID_XATTR: &CStr = c"user.stfs.pid";

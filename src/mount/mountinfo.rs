@@ -6,6 +6,11 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
+
+use super::error::Error;
+
 /// The file system type of an stfs mount, as mountinfo and `/proc/mounts` show it.
 pub const FS_TYPE: &str = "fuse.stfs";
 
@@ -52,6 +57,44 @@ pub fn mount_of(path: &Path) -> io::Result<Option<PathBuf>> {
     Ok(mounts
         .into_iter()
         .max_by_key(|point| point.as_os_str().len()))
+}
+
+/// `path` as the table writes it, absolute and free of symbolic links, also where
+/// its last component is missing or cannot be looked at: a dead mount, another
+/// user's.
+///
+/// # Errors
+/// Another component cannot be passed.
+pub fn locate(path: &Path) -> Result<PathBuf, Error> {
+    let failed = match fs::canonicalize(path) {
+        Ok(place) => return Ok(place),
+        Err(error) => error,
+    };
+    let Some(name) = path.file_name().filter(|_| !is_link(path)) else {
+        return Err(Error::io(path, "look at it")(failed));
+    };
+    let parent = match path.parent() {
+        Some(parent) if parent != OsStr::new("") => parent,
+        _ => Path::new("."),
+    };
+    match fs::canonicalize(parent) {
+        Ok(parent) => Ok(parent.join(name)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NoParent {
+            path: path.to_owned(),
+            parent: parent.to_owned(),
+        }),
+        Err(error) => Err(Error::io(parent, "look at it")(error)),
+    }
+}
+
+/// Whether the process behind the FUSE mount at `place` is gone. Attributes would
+/// not tell: the kernel goes on answering with those it was given last.
+pub fn is_dead(place: &Path) -> bool {
+    statvfs(place) == Err(Errno::ENOTCONN)
+}
+
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
 }
 
 fn parse(table: &[u8]) -> Vec<Mount> {

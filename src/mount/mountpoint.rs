@@ -1,12 +1,12 @@
 //! Which directories may become mount points.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::error::Error;
 use super::mountinfo::{self, Mount};
-use super::{Error, unmount};
+use super::unmount;
 
 /// A directory that is fit to be mounted on.
 #[derive(Debug)]
@@ -25,10 +25,10 @@ pub struct MountPoint {
 /// The place is unfit; nothing has been changed then, but for a dead mount.
 pub fn prepare(path: &Path, source: &Path, nonempty: bool) -> Result<MountPoint, Error> {
     let io_error = |what| Error::io(path, what);
-    let place = locate(path)?;
+    let place = mountinfo::locate(path)?;
     let mut cleared = false;
     while let Some(mount) = mountinfo::mount_at(&place).map_err(io_error("read the mount table"))? {
-        if !mount.is_stfs() || !is_dead(&place) {
+        if !mount.is_stfs() || !mountinfo::is_dead(&place) {
             return Err(already_mounted(path, &mount));
         }
         unmount::detach(&place)?;
@@ -64,43 +64,6 @@ pub fn prepare(path: &Path, source: &Path, nonempty: bool) -> Result<MountPoint,
         path: place,
         cleared,
     })
-}
-
-/// The absolute path of `path`, free of symbolic links, also where its last
-/// component is missing or cannot be looked at: a dead mount, another user's.
-///
-/// # Errors
-/// Another component cannot be passed.
-pub fn locate(path: &Path) -> Result<PathBuf, Error> {
-    let failed = match fs::canonicalize(path) {
-        Ok(place) => return Ok(place),
-        Err(error) => error,
-    };
-    let Some(name) = path.file_name().filter(|_| !is_link(path)) else {
-        return Err(Error::io(path, "look at it")(failed));
-    };
-    let parent = match path.parent() {
-        Some(parent) if parent != OsStr::new("") => parent,
-        _ => Path::new("."),
-    };
-    match fs::canonicalize(parent) {
-        Ok(parent) => Ok(parent.join(name)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NoParent {
-            path: path.to_owned(),
-            parent: parent.to_owned(),
-        }),
-        Err(error) => Err(Error::io(parent, "look at it")(error)),
-    }
-}
-
-/// Whether the process behind the FUSE mount at `place` is gone. Attributes would
-/// not tell: the kernel goes on answering with those it was given last.
-pub fn is_dead(place: &Path) -> bool {
-    nix::sys::statvfs::statvfs(place) == Err(nix::errno::Errno::ENOTCONN)
-}
-
-fn is_link(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
 }
 
 fn already_mounted(path: &Path, mount: &Mount) -> Error {

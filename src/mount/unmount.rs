@@ -1,16 +1,20 @@
 //! Ending mounts, ours and those of other stfs processes.
 
-use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
 use super::device::HELPER;
-use super::xattr::xattr;
-use super::{Error, PID_XATTR, mountinfo, mountpoint};
+use super::error::Error;
+use super::mountinfo;
+use super::xattr::{self, xattr};
 
 /// How long the process of an unmounted mount is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// No stfs mount is there, it is in use, or it belongs to somebody else.
 pub fn unmount(path: &Path, lazy: bool) -> Result<(), Error> {
-    let place = mountpoint::locate(path)?;
+    let place = mountinfo::locate(path)?;
     let mount = mountinfo::mount_at(&place).map_err(Error::io(path, "read the mount table"))?;
     match mount {
         None => return Err(Error::NotMounted(path.to_owned())),
@@ -35,16 +39,17 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), Error> {
         }
         Some(_) => {}
     }
-    if lazy || mountpoint::is_dead(&place) {
+    if lazy || mountinfo::is_dead(&place) {
         return detach(&place);
     }
     // Held from before the unmount, so that the number cannot become another's.
-    let daemon = daemon_of(&place).and_then(|pid| Some((pid, open_process(pid).ok()?)));
+    let daemon =
+        daemon_of(&place).and_then(|pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?)));
     release(&place, false)?;
     match daemon {
         Some((pid, process)) if !ends_within(&process, PATIENCE) => Err(Error::StillRunning {
             path: path.to_owned(),
-            pid,
+            pid: pid.as_raw_nonzero().get(),
         }),
         _ => Ok(()),
     }
@@ -75,19 +80,16 @@ pub fn detach_device(device: u64) -> Result<(), Error> {
 }
 
 fn release(place: &Path, lazy: bool) -> Result<(), Error> {
-    let failed = Error::io(place, "unmount");
-    let target = CString::new(place.as_os_str().as_bytes()).map_err(|why| failed(why.into()))?;
-    let flags = libc::UMOUNT_NOFOLLOW | if lazy { libc::MNT_DETACH } else { 0 };
-    // SAFETY: a NUL-terminated string that outlives the call.
-    if unsafe { libc::umount2(target.as_ptr(), flags) } == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EPERM) => release_by_helper(place, lazy),
-        Some(libc::EBUSY) => Err(Error::Busy(place.to_owned())),
-        Some(libc::EINVAL) => Err(Error::NotMounted(place.to_owned())),
-        _ => Err(failed(error)),
+    let flags = match lazy {
+        true => MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH,
+        false => MntFlags::UMOUNT_NOFOLLOW,
+    };
+    match umount2(place, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::EPERM) => release_by_helper(place, lazy),
+        Err(Errno::EBUSY) => Err(Error::Busy(place.to_owned())),
+        Err(Errno::EINVAL) => Err(Error::NotMounted(place.to_owned())),
+        Err(error) => Err(Error::io(place, "unmount")(error.into())),
     }
 }
 
@@ -121,37 +123,21 @@ fn release_by_helper(place: &Path, lazy: bool) -> Result<(), Error> {
 
 /// The process that serves the mount at `place`, as the mount itself says. None
 /// where the mount does not let this user in.
-fn daemon_of(place: &Path) -> Option<libc::pid_t> {
-    let value = xattr(place, PID_XATTR).ok()?;
-    std::str::from_utf8(&value).ok()?.parse().ok()
+fn daemon_of(place: &Path) -> Option<Pid> {
+    let value = xattr(place, xattr::PID).ok()?;
+    Pid::from_raw(std::str::from_utf8(&value).ok()?.parse().ok()?)
 }
 
-/// A descriptor that becomes readable when the process ends.
-fn open_process(pid: libc::pid_t) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two integers and touches no memory.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    match i32::try_from(result) {
-        // SAFETY: a fresh descriptor that nobody else knows.
-        Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn ends_within(process: &OwnedFd, patience: Duration) -> bool {
+/// Whether the process behind a pidfd ends, which makes it readable.
+fn ends_within(process: impl AsFd, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
+    let mut ends = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let mut poll = libc::pollfd {
-            fd: process.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let millis = libc::c_int::try_from(left.as_millis()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: one pollfd, and the count says one.
-        match unsafe { libc::poll(&mut poll, 1, millis) } {
-            0 => return false,
-            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
-            result => return result == 1,
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut ends, timeout) {
+            Err(Errno::EINTR) => {}
+            result => return result == Ok(1),
         }
     }
 }
@@ -163,7 +149,7 @@ mod tests {
     #[test]
     fn a_process_is_waited_for_and_no_longer_than_told() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let process = open_process(child.id().try_into().unwrap()).unwrap();
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
         assert!(!ends_within(&process, Duration::from_millis(20)));
         child.kill().unwrap();
         assert!(ends_within(&process, PATIENCE));

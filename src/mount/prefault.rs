@@ -1,12 +1,12 @@
-//! Pages handed to the kernel before it asks for them.
+//! Prefault: pages stored in the mount's page cache before they are asked for.
 //!
 //! Making the tensors of a file touches one page of each, and reads nothing else
 //! yet. Each of those page faults would read a whole read-ahead window; but which
-//! pages they are is known from the plan, and so they are in the mount's page
-//! cache before the first open returns.
+//! pages they are is known from the plan, and so they are there before the first
+//! open returns.
 //!
 //! What is read from end to end is better left to the kernel's own read-ahead:
-//! pushing it from threads beside the reader was a fifth slower.
+//! storing it from threads beside the reader is a fifth slower.
 
 use std::collections::HashSet;
 use std::io;
@@ -23,33 +23,33 @@ use crate::view::{Bytes, OpenFile};
 
 /// Bytes. Larger pages are divided by it.
 const PAGE: u64 = 4096;
-/// Bytes pushed at once, at most.
+/// Bytes stored at once, at most.
 const BLOCK: u64 = 1 << 20;
-/// Stretches pushed for one file, at most.
+/// Extents prefaulted for one file, at most.
 const MOST: usize = 1 << 15;
 /// How long an open waits for its pages; the rest of them come later, or when
 /// the kernel asks. Without an end to it, threads that open files could wait for
 /// pages that are locked by requests which wait for a thread.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// Pushes pages of files that are opened for the first time.
+/// Prefaults files that are opened for the first time.
 #[derive(Default)]
-pub struct Pusher {
+pub struct Prefaulter {
     notifier: OnceLock<Notifier>,
-    /// Inodes whose pages were pushed. They stay from one open to the next.
-    pushed: Mutex<HashSet<u64>>,
+    /// Inodes whose pages were stored. They stay from one open to the next.
+    done: Mutex<HashSet<u64>>,
     work: OnceLock<SyncSender<Job>>,
 }
 
 struct Job {
     inode: u64,
     file: Arc<OpenFile>,
-    stretches: Vec<Range<u64>>,
+    extents: Vec<Range<u64>>,
     done: SyncSender<()>,
 }
 
-impl Pusher {
-    /// From here on pages can be pushed.
+impl Prefaulter {
+    /// From here on pages can be stored.
     pub fn start(&self, notifier: Notifier) {
         // There is one session, which calls this once.
         let _ = self.notifier.set(notifier);
@@ -61,16 +61,13 @@ impl Pusher {
         let Some(notifier) = self.notifier.get() else {
             return;
         };
-        if !self.pushed().insert(inode) {
+        if !self.done().insert(inode) {
             return;
         }
-        let stretches = pages(&file.touched(), size);
-        let touched: u64 = stretches
-            .iter()
-            .map(|stretch| stretch.end - stretch.start)
-            .sum();
+        let extents = pages(&file.touched(), size);
+        let touched: u64 = extents.iter().map(|extent| extent.end - extent.start).sum();
         // Where most pages are touched, reading ahead has them as soon.
-        if stretches.is_empty() || touched > size / 2 {
+        if extents.is_empty() || touched > size / 2 {
             return;
         }
         let work = self.work.get_or_init(|| start_thread(notifier.clone()));
@@ -78,7 +75,7 @@ impl Pusher {
         let job = Job {
             inode,
             file: file.clone(),
-            stretches,
+            extents,
             done,
         };
         if work.try_send(job).is_ok() {
@@ -89,63 +86,63 @@ impl Pusher {
 
     /// The kernel has forgotten `inode`, and its pages with it.
     pub fn forgotten(&self, inode: u64) {
-        self.pushed().remove(&inode);
+        self.done().remove(&inode);
     }
 
-    fn pushed(&self) -> MutexGuard<'_, HashSet<u64>> {
-        self.pushed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn done(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Starts the thread that pushes. It ends with the sender.
+/// Starts the thread that stores pages. It ends with the sender.
 fn start_thread(notifier: Notifier) -> SyncSender<Job> {
     let (sender, jobs): (_, Receiver<Job>) = sync_channel(64);
     let run = move || {
         for job in jobs {
             if let Err(error) = job.run(&notifier) {
-                debug!("push to {}: {error}", job.inode);
+                debug!("prefault of {}: {error}", job.inode);
             }
             // Whoever opened the file may have lost patience.
             let _ = job.done.try_send(());
         }
     };
-    if let Err(error) = thread::Builder::new().name("push".into()).spawn(run) {
-        debug!("no thread to push pages: {error}");
+    if let Err(error) = thread::Builder::new().name("prefault".into()).spawn(run) {
+        debug!("no thread to prefault: {error}");
     }
     sender
 }
 
 impl Job {
     fn run(&self, notifier: &Notifier) -> io::Result<()> {
-        for stretch in self.stretches.iter().take(MOST) {
-            let len = usize::try_from(stretch.end - stretch.start).map_err(io::Error::other)?;
-            let bytes = self.file.read_ahead(stretch.start, len);
+        for extent in self.extents.iter().take(MOST) {
+            let len = usize::try_from(extent.end - extent.start).map_err(io::Error::other)?;
+            let bytes = self.file.read_ahead(extent.start, len);
             let bytes = bytes.map_err(io::Error::other)?;
             let bytes = match &bytes {
                 Bytes::Mapped(bytes) => bytes,
                 Bytes::Owned(bytes) => bytes.as_slice(),
             };
-            notifier.store(INodeNo(self.inode), stretch.start, bytes)?;
+            notifier.store(INodeNo(self.inode), extent.start, bytes)?;
         }
         Ok(())
     }
 }
 
-/// The stretches of whole pages, up to the end of the file, that hold `touched`,
+/// The extents of whole pages, up to the end of the file, that hold `touched`,
 /// which is in order.
 fn pages(touched: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
-    let mut stretches: Vec<Range<u64>> = Vec::new();
+    let mut extents: Vec<Range<u64>> = Vec::new();
     for part in touched {
         let start = part.start - part.start % PAGE;
         let end = part.end.next_multiple_of(PAGE).min(size);
-        match stretches.last_mut() {
+        match extents.last_mut() {
             Some(last) if start <= last.end && end.saturating_sub(last.start) <= BLOCK => {
                 last.end = end.max(last.end);
             }
-            _ => stretches.push(start..end),
+            _ => extents.push(start..end),
         }
     }
-    stretches
+    extents
 }
 
 #[cfg(test)]
@@ -168,14 +165,14 @@ mod tests {
     }
 
     #[test]
-    fn a_stretch_is_no_longer_than_a_block() {
+    fn an_extent_is_no_longer_than_a_block() {
         let touched: Vec<_> = (0..1000).map(|page| page * PAGE..page * PAGE + 1).collect();
-        let stretches = pages(&touched, 1000 * PAGE);
+        let extents = pages(&touched, 1000 * PAGE);
         assert!(
-            stretches
+            extents
                 .iter()
-                .all(|stretch| stretch.end - stretch.start <= BLOCK)
+                .all(|extent| extent.end - extent.start <= BLOCK)
         );
-        assert_eq!(stretches.len(), 4);
+        assert_eq!(extents.len(), 4);
     }
 }
