@@ -22,6 +22,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -211,6 +212,41 @@ impl View {
             )?))),
             _ => Err(Error::NotADirectory),
         }
+    }
+
+    /// For `mount::watch`: the directory of the source that `dir` shows; None when it
+    /// shows something else.
+    pub fn source_directory<'a>(&self, dir: &'a Node) -> Option<&'a Path> {
+        match &dir.key.0 {
+            Place::Directory(real) => Some(&real.path),
+            _ => None,
+        }
+    }
+
+    /// For `mount::watch`: whether what is shown in `dir`, a directory of the source,
+    /// changes only when that directory or a file in it does. No symbolic link leads
+    /// elsewhere, no file is written under another name, no index speaks of what lies
+    /// further down.
+    pub fn is_self_contained(&self, dir: &Node) -> bool {
+        let look = |path: &Path| -> io::Result<bool> {
+            let (mut has_directory, mut has_index) = (false, false);
+            for entry in std::fs::read_dir(path)? {
+                let entry = entry?;
+                let metadata = entry.metadata()?;
+                if metadata.is_symlink() || metadata.is_file() && metadata.nlink() > 1 {
+                    return Ok(false);
+                }
+                has_directory |= metadata.is_dir();
+                has_index |= entry
+                    .path()
+                    .extension()
+                    .is_some_and(|ending| ending == "json")
+                    && entry.file_name().to_string_lossy().contains(".index.");
+            }
+            Ok(!(has_directory && has_index))
+        };
+        self.source_directory(dir)
+            .is_some_and(|path| look(path).unwrap_or(false))
     }
 
     /// Does `work`, which may make plans, and cleans up behind large ones.
