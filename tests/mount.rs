@@ -432,6 +432,23 @@ fn the_size_of_the_file_system_is_the_source_s() {
 }
 
 #[test]
+fn only_what_users_may_set_is_an_attribute_at_all() {
+    needs!(fuse(), "no /dev/fuse");
+    let place = Place::new();
+    place.write("m.pt", support::one_vector(&[1.0]));
+    let place = place.mounted(&[]);
+    let file = place.shown("m.safetensors");
+    let get = |name| stfs::mount::xattr(&file, name);
+    assert_eq!(get(c"user.stfs.tier").unwrap(), b"stream");
+    assert_eq!(raw_error(get(c"user.stfs.none")), Some(libc::ENODATA));
+    assert_eq!(raw_error(get(c"user.other")), Some(libc::ENODATA));
+    for name in [c"security.selinux", c"system.posix_acl_access"] {
+        assert_eq!(raw_error(get(name)), Some(libc::EOPNOTSUPP), "{name:?}");
+    }
+    assert_eq!(get(c"user.stfs.tier").unwrap(), b"stream");
+}
+
+#[test]
 fn nothing_can_be_written() {
     needs!(fuse(), "no /dev/fuse");
     let place = Place::new();
@@ -506,6 +523,322 @@ fn a_deleted_and_a_new_file_are_seen() {
     assert_eq!(fs::read(place.shown("new")).unwrap(), b"new");
     fs::remove_file(place.source.join("old")).unwrap();
     wait_until("the deleted file is gone", || !place.shown("old").exists());
+}
+
+// ---- a source that is watched ----
+
+/// Whether changes of the source are told of, so that the kernel may keep what it got.
+fn is_watched(place: &Place) -> bool {
+    use nix::sys::statfs::*;
+    let fs_type = statfs(&place.source).unwrap().filesystem_type();
+    let telling = [
+        EXT4_SUPER_MAGIC,
+        XFS_SUPER_MAGIC,
+        BTRFS_SUPER_MAGIC,
+        TMPFS_MAGIC,
+    ];
+    telling.contains(&fs_type)
+}
+
+/// All names of the mount with what stat(2) says. None when it takes too long.
+fn listed(place: &Place) -> Option<Vec<String>> {
+    fn walk(path: &Path, lines: &mut Vec<String>) {
+        // What goes while it is looked at is gone.
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.path().symlink_metadata() else {
+                continue;
+            };
+            let (length, mode, inode) = (metadata.len(), metadata.mode(), metadata.ino());
+            let name = entry.file_name();
+            lines.push(format!("{} {length} {mode:o} {inode}", name.display()));
+            if metadata.is_dir() {
+                walk(&entry.path(), lines);
+            }
+        }
+    }
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let point = place.point.clone();
+    thread::spawn(move || {
+        let mut lines = Vec::new();
+        walk(&point, &mut lines);
+        sender.send(lines)
+    });
+    receiver.recv_timeout(Duration::from_secs(5)).ok()
+}
+
+/// Everything comes to be shown within the second that the page promises, and what
+/// the scheduler takes.
+fn soon(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_millis(1500);
+    while !condition() {
+        assert!(Instant::now() < deadline, "late: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn what_was_listed_is_listed_again_without_the_daemon() {
+    needs!(fuse(), "no /dev/fuse");
+    let place = Place::new();
+    needs!(is_watched(&place), "no file system that tells of changes");
+    fs::create_dir(place.source.join("sub")).unwrap();
+    for name in ["file", "sub/m.pt", "sub/other"] {
+        place.write(name, support::one_vector(&[1.0]));
+    }
+    // The tensors of a checkpoint are no directory of the source.
+    let place = place.mounted(&["--tensors", "hide"]);
+    let first = listed(&place).unwrap();
+    assert_eq!(first.len(), 4, "{first:?}");
+    let daemon = place.daemon().unwrap();
+    thread::sleep(Duration::from_millis(1200));
+    kill("-STOP", daemon);
+    let again = listed(&place);
+    kill("-CONT", daemon);
+    assert_eq!(again.as_ref(), Some(&first));
+
+    // No longer once something changed: then it has to be asked.
+    place.write("sub/new", "");
+    soon("the new file", || listed(&place).unwrap().len() == 5);
+}
+
+#[test]
+fn every_change_shows_up_soon_after_everything_was_listed() {
+    needs!(fuse(), "no /dev/fuse");
+    let place = Place::new();
+    let sub = place.source.join("sub");
+    fs::create_dir(&sub).unwrap();
+    fs::create_dir(place.source.join("deep")).unwrap();
+    fs::create_dir(place.source.join("deep/deeper")).unwrap();
+    for name in ["file", "sub/file", "sub/gone", "deep/deeper/file"] {
+        place.write(name, "text");
+    }
+    place.write("sub/m.pt", support::one_vector(&[1.0]));
+    let place = place.mounted(&[]);
+    let list = || listed(&place).unwrap();
+    let size = |name| fs::metadata(place.shown(name)).map_or(0, |it| it.len());
+    let names = |name| -> Vec<OsString> {
+        let entries = fs::read_dir(place.shown(name)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+
+    list();
+    place.write("sub/new", "new");
+    soon("a new file is listed", || {
+        names("sub").contains(&"new".into())
+    });
+    assert_eq!(size("sub/new"), 3);
+
+    list();
+    fs::remove_file(sub.join("gone")).unwrap();
+    soon("a removed file is gone", || {
+        !place.shown("sub/gone").exists()
+    });
+    assert!(!names("sub").contains(&"gone".into()));
+
+    list();
+    place.replace("sub/file", "other text");
+    soon("a replaced file", || size("sub/file") == 10);
+    assert_eq!(fs::read(place.shown("sub/file")).unwrap(), b"other text");
+
+    list();
+    let mut file = OpenOptions::new()
+        .append(true)
+        .open(sub.join("file"))
+        .unwrap();
+    io::Write::write_all(&mut file, b", and more").unwrap();
+    soon("what is written in place", || size("sub/file") == 20);
+    assert_eq!(
+        fs::read(place.shown("sub/file")).unwrap(),
+        b"other text, and more"
+    );
+    // It is still open, and written to again.
+    list();
+    io::Write::write_all(&mut file, b"!").unwrap();
+    soon("what is written later", || size("sub/file") == 21);
+
+    list();
+    let mode = |mode| fs::set_permissions(sub.join("file"), PermissionsExt::from_mode(mode));
+    mode(0o600).unwrap();
+    let shown = |name| fs::metadata(place.shown(name)).unwrap().mode() & 0o777;
+    soon("a mode", || shown("sub/file") == 0o400);
+    list();
+    fs::set_permissions(&sub, PermissionsExt::from_mode(0o700)).unwrap();
+    soon("the mode of a directory", || shown("sub") == 0o500);
+
+    list();
+    let old = size("sub/m.safetensors");
+    place.replace("sub/m.pt", support::one_vector(&[2.0; 64]));
+    soon("a replaced checkpoint", || {
+        let shown = fs::read(place.shown("sub/m.tensors/weight"));
+        size("sub/m.safetensors") > old && shown.is_ok_and(|bytes| bytes.len() == 256)
+    });
+    list();
+    // The directory's own time does not change with this.
+    place.write("sub/m.pt", "no checkpoint any more");
+    soon("a checkpoint that is none any more", || {
+        !names("sub").contains(&"m.safetensors".into())
+    });
+
+    list();
+    fs::rename(place.source.join("deep"), place.source.join("moved")).unwrap();
+    soon("a renamed directory", || {
+        !place.shown("deep/deeper/file").exists() && place.shown("moved/deeper/file").exists()
+    });
+    list();
+    fs::remove_dir_all(place.source.join("moved")).unwrap();
+    fs::create_dir(place.source.join("moved")).unwrap();
+    place.write("moved/other", "");
+    soon("another directory of the same name", || {
+        let entries = fs::read_dir(place.shown("moved"));
+        let names = entries.map(|mut it| it.next().and_then(Result::ok));
+        names.is_ok_and(|first| first.is_some_and(|first| first.file_name() == "other"))
+    });
+
+    list();
+    std::os::unix::fs::symlink("sub/file", place.source.join("link")).unwrap();
+    soon("a link", || size("link") == 21);
+    list();
+    // Nothing in the root itself changes.
+    io::Write::write_all(&mut file, b"!").unwrap();
+    soon("what a link leads to", || size("link") == 22);
+}
+
+#[test]
+fn whoever_works_in_a_directory_stays_there_when_others_change() {
+    needs!(fuse(), "no /dev/fuse");
+    let place = Place::new();
+    fs::create_dir(place.source.join("sub")).unwrap();
+    place.write("sub/file", "text");
+    let place = place.mounted(&[]);
+    listed(&place).unwrap();
+    let script = "echo; read line; pwd -P && cat file";
+    let mut child = Command::new("sh")
+        .args(["-c", script])
+        .current_dir(place.shown("sub"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = child.stdout.take().unwrap();
+    output.read_exact(&mut [0]).unwrap();
+    place.write("new", "");
+    soon("the new file", || place.shown("new").exists());
+    thread::sleep(Duration::from_millis(100));
+    io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    let mut said = String::new();
+    output.read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(said, format!("{}\ntext", place.shown("sub").display()));
+}
+
+#[test]
+fn readers_of_a_busy_source_see_one_file_or_the_other() {
+    needs!(fuse(), "no /dev/fuse");
+    let place = Place::new();
+    let content = |round: usize| round.to_string().repeat(1 + round % 700);
+    place.write("file", content(0));
+    place.write("growing", "");
+    let place = place.mounted(&[]);
+    let latest = std::sync::atomic::AtomicUsize::new(0);
+    let end = Instant::now() + Duration::from_secs(3);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut growing = OpenOptions::new()
+                .append(true)
+                .open(place.source.join("growing"))
+                .unwrap();
+            for round in 1.. {
+                place.replace("file", content(round));
+                io::Write::write_all(&mut growing, b"x").unwrap();
+                latest.store(round, std::sync::atomic::Ordering::SeqCst);
+                if Instant::now() > end {
+                    break;
+                }
+                thread::sleep(Duration::from_micros(300 * (round % 7) as u64));
+            }
+        });
+        for reader in 0..2 {
+            let (place, latest) = (&place, &latest);
+            scope.spawn(move || {
+                while Instant::now() < end {
+                    if reader == 0 {
+                        listed(place).unwrap();
+                    }
+                    let shown = match fs::read_to_string(place.shown("file")) {
+                        // It was replaced between the lookup and the open, twice.
+                        Err(error) if error.raw_os_error() == Some(libc::ESTALE) => continue,
+                        shown => shown.unwrap(),
+                    };
+                    let after = latest.load(std::sync::atomic::Ordering::SeqCst) + 1;
+                    let whole = (0..=after).rev().any(|round| shown == content(round));
+                    assert!(whole, "{} bytes by round {after}", shown.len());
+                }
+            });
+        }
+    });
+    let last = latest.into_inner();
+    soon("the last file", || {
+        fs::read_to_string(place.shown("file")).unwrap() == content(last)
+            && fs::metadata(place.shown("growing")).unwrap().len() == last as u64
+    });
+}
+
+#[test]
+fn where_no_more_may_be_watched_changes_are_seen_all_the_same() {
+    needs!(fuse() && root(), "no /dev/fuse, or not root");
+    let place = Place::new();
+    for number in 0..5 {
+        fs::create_dir(place.source.join(number.to_string())).unwrap();
+        place.write(&format!("{number}/file"), "text");
+    }
+    for limit in ["max_inotify_watches", "max_inotify_instances"] {
+        for most in [0, 3] {
+            // The limits of a user namespace are its own.
+            let script = r#"
+                set -e
+                echo "$1" >/proc/sys/user/$2 || exit 77
+                shift 2
+                "$@"
+                ls -lR "$POINT" >/dev/null
+                for number in 0 1 2 3 4; do echo new >"$SOURCE/$number/new"; done
+                sleep 1.2
+                for number in 0 1 2 3 4; do
+                    ls "$POINT/$number" | grep -qx new
+                    test "$(cat "$POINT/$number/new")" = new
+                done
+                rm "$SOURCE"/*/new
+                umount "$POINT"
+            "#;
+            let mount = place.command(&[]);
+            let output = Command::new("unshare")
+                .args([
+                    "--user",
+                    "--map-root-user",
+                    "--mount",
+                    "sh",
+                    "-c",
+                    script,
+                    "sh",
+                ])
+                .args([&most.to_string(), limit])
+                .arg(mount.get_program())
+                .args(mount.get_args())
+                .env("POINT", &place.point)
+                .env("SOURCE", &place.source)
+                .env("XDG_CACHE_HOME", place.point.with_file_name("cache"))
+                .output()
+                .unwrap();
+            let refused = output.status.code() == Some(77) || stderr(&output).contains("unshare");
+            needs!(!refused, "no user namespaces");
+            assert!(
+                output.status.success(),
+                "{limit} {most}: {}",
+                stderr(&output)
+            );
+        }
+    }
 }
 
 // ---- where a mount may go ----

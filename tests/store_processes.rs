@@ -64,7 +64,7 @@ fn child() {
             }
             let result = promote(&store, &name(1), &reader);
             let what = match result {
-                Ok(Promotion::Made) => "made",
+                Ok(Promotion::Made(_)) => "made",
                 Ok(Promotion::Already) => "already",
                 Err(Error::Busy { .. }) => "busy",
                 Err(error) => panic!("{error}"),
@@ -158,7 +158,10 @@ fn killed_and_promoted_again() {
     let (folder, store, wanted) = prepared();
     spawn(folder.path(), "2").wait().unwrap();
     let reader = raw(&folder.path().join("m.pt"));
-    assert_eq!(promote(&store, &name(1), &reader).unwrap(), Promotion::Made);
+    assert_eq!(
+        promote(&store, &name(1), &reader).unwrap(),
+        Promotion::Made(Vec::new())
+    );
     holds(&store, &name(1), &wanted);
 }
 

@@ -124,6 +124,12 @@ fn print(report: &Value) {
         number(&promotions["failed"]),
         text(&report["promote"]),
     );
+    match number(&promotions["damaged"]) {
+        0 => {}
+        damaged => println!(
+            "  damaged     {damaged} checkpoints: their checksums do not match (the log says which)"
+        ),
+    }
     match report["cache"].as_object() {
         Some(cache) => println!(
             "  cache       {} files, {} of {} in {}",

@@ -108,12 +108,16 @@ fn promote(
 }
 
 fn tell(quiet: bool, bar: &ProgressBar, conversion: &Conversion, promotion: Promotion) {
+    let about = |what: &str| say(format!("{}: {what}", conversion.source().display()));
+    if let Some(warning) = promotion.warning() {
+        bar.suspend(|| about(&warning));
+    }
     let what = match promotion {
-        Promotion::Made => "converted",
+        Promotion::Made(_) => "converted",
         Promotion::Already => "was there",
     };
     if !quiet {
-        bar.suspend(|| say(format!("{}: {what}", conversion.source().display())));
+        bar.suspend(|| about(what));
     }
 }
 

@@ -68,6 +68,11 @@ impl Reader {
         self.files.main()
     }
 
+    /// The companion with this number, in the order of [`Plan::companions`].
+    pub fn companion(&self, number: u32) -> Option<&Source> {
+        self.files.companion(number).ok()
+    }
+
     /// Bytes `[offset, offset + len)` of the converted file, cut at its end.
     pub fn read(&self, offset: u64, len: usize) -> Result<Bytes<'_>> {
         let end = offset.saturating_add(len as u64).min(self.plan.size());

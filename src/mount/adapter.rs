@@ -19,15 +19,12 @@ use super::errno::errno;
 use super::handles::{Handles, Passthrough};
 use super::inodes::{Inodes, ROOT};
 use super::kernel;
+use super::listings::Listings;
 use super::prefault::Prefaulter;
+use super::watch::{LONG, SHORT, Watch, Watcher};
 use super::xattr;
 use crate::source::Bytes;
 use crate::view::{self, Attr, Kind, Listing, Node, OpenFile, View};
-
-/// How long the kernel may answer by itself from what it was told of a name or
-/// of attributes, and so how long a changed source may go unseen. Names that are
-/// not there are not remembered.
-const TTL: Duration = Duration::from_secs(1);
 
 /// Nodes never share a number over time: the key decides it.
 const GENERATION: Generation = Generation(0);
@@ -39,21 +36,33 @@ pub struct Adapter {
     view: Arc<View>,
     inodes: Inodes<Node>,
     files: Handles<OpenFile>,
-    directories: Handles<Listing>,
+    listings: Listings<Listed>,
+    /// None where nothing can be watched.
+    watcher: Option<Arc<Watcher>>,
+    no_opendir: bool,
     passthrough: Passthrough,
     prefaulter: Arc<Prefaulter>,
     drop_behind: Arc<DropBehind>,
 }
 
+/// The children of a directory, and the watch under which they were found out, if
+/// they change with that directory alone.
+struct Listed {
+    listing: Listing,
+    watch: Option<Watch>,
+}
+
 impl Adapter {
     /// # Errors
     /// The root of `view` cannot be looked at.
-    pub fn new(view: Arc<View>) -> view::Result<Self> {
+    pub fn new(view: Arc<View>, watcher: Option<Arc<Watcher>>) -> view::Result<Self> {
         Ok(Self {
             inodes: Inodes::new(view.root()?),
             view,
             files: Handles::default(),
-            directories: Handles::default(),
+            listings: Listings::default(),
+            watcher,
+            no_opendir: false,
             passthrough: Passthrough::default(),
             prefaulter: Arc::default(),
             drop_behind: Arc::default(),
@@ -69,21 +78,65 @@ impl Adapter {
         self.inodes.get(inode.0).ok_or(Errno::ESTALE)
     }
 
-    fn lookup(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
+    /// The attributes of a name, for as long as the second and the name itself for as
+    /// long as the third. Names that are not there are not remembered.
+    fn lookup(
+        &self,
+        parent: INodeNo,
+        name: &OsStr,
+    ) -> Result<(FileAttr, Duration, Duration), Errno> {
+        // Before it is found out.
+        let watch = self.watcher.as_ref().and_then(|it| it.completed(parent.0));
         let node = self
             .view
             .lookup(&self.node(parent)?, name)
             .map_err(|error| failed("lookup", parent, &error))?;
-        let attr = *node.attr();
-        Ok(file_attr(self.inodes.count(node), &attr))
+        let number = self.inodes.count(node.clone());
+        let told = match self.tells(watch, name, &node, number) {
+            true => LONG,
+            false => SHORT,
+        };
+        let (attr, of_attr) = match self.view.source_directory(&node) {
+            Some(_) => self.attr(number, &node),
+            None => (Ok(*node.attr()), told),
+        };
+        let attr = attr.map_err(|error| failed("lookup", parent, &error));
+        let attr = attr.inspect_err(|_| {
+            self.inodes.forget(number, 1);
+        })?;
+        Ok((file_attr(number, &attr), of_attr, told))
     }
 
-    fn getattr(&self, inode: INodeNo) -> Result<FileAttr, Errno> {
-        let attr = self
-            .view
-            .attr(&self.node(inode)?)
-            .map_err(|error| failed("getattr", inode, &error))?;
-        Ok(file_attr(inode.0, &attr))
+    fn getattr(&self, inode: INodeNo) -> Result<(FileAttr, Duration), Errno> {
+        let (attr, ttl) = self.attr(inode.0, &self.node(inode)?);
+        let attr = attr.map_err(|error| failed("getattr", inode, &error))?;
+        Ok((file_attr(inode.0, &attr), ttl))
+    }
+
+    /// Attributes as of now, and for how long the kernel may answer with them.
+    fn attr(&self, number: u64, node: &Node) -> (view::Result<Attr>, Duration) {
+        let watch = self.watch(number, node);
+        let attr = self.view.attr(node);
+        let held = self.watcher.as_ref().zip(watch);
+        match held.is_some_and(|(watcher, watch)| watcher.holds(watch)) {
+            true => (attr, LONG),
+            false => (attr, SHORT),
+        }
+    }
+
+    /// Watches the directory of the source behind `node`, if there is one.
+    fn watch(&self, number: u64, node: &Node) -> Option<Watch> {
+        self.view.source_directory(node)?;
+        let watcher = self.watcher.as_ref()?;
+        watcher.watch(number, || self.view.enter(node))
+    }
+
+    /// Whether a name found under `watch` may be told for long. What may change
+    /// without a trace soon gets another node.
+    fn tells(&self, watch: Option<Watch>, name: &OsStr, node: &Node, number: u64) -> bool {
+        let told = self.watcher.as_ref().zip(watch);
+        let told = told.filter(|_| self.view.is_settled(node));
+        told.is_some_and(|(watcher, watch)| watcher.tell(watch, name, number))
     }
 
     fn open(&self, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -93,6 +146,11 @@ impl Adapter {
         let opened = self.node(inode).and_then(|node| {
             let file = self.view.open(&node);
             let file = file.map_err(|error| failed("open", inode, &error))?;
+            if let Some(watcher) = &self.watcher
+                && self.view.attr(&node).is_ok_and(|now| now != *node.attr())
+            {
+                watcher.changed(inode.0);
+            }
             Ok((file, node.attr().size))
         });
         let (file, size) = match opened {
@@ -152,69 +210,108 @@ impl Adapter {
         }
     }
 
-    fn opendir(&self, inode: INodeNo) -> Result<FileHandle, Errno> {
+    /// The children of a directory, as of now.
+    fn list(&self, inode: INodeNo) -> Result<Listed, Errno> {
+        let node = self.node(inode)?;
+        // Before anything is found out.
+        let watch = self.watch(inode.0, &node);
+        let watch = watch.filter(|_| self.view.stands_alone(&node));
+        if let Some((watcher, watch)) = self.watcher.as_ref().zip(watch) {
+            watcher.complete(watch);
+        }
         let listing = self
             .view
-            .list(&self.node(inode)?)
-            .map_err(|error| failed("opendir", inode, &error))?;
-        Ok(self.directories.insert(listing))
+            .list(&node)
+            .map_err(|error| failed("readdir", inode, &error))?;
+        Ok(Listed { listing, watch })
     }
 
-    fn listing(&self, handle: FileHandle) -> Result<Entries, Errno> {
-        let listing = self.directories.get(handle).ok_or(Errno::EBADF)?;
-        Ok(Entries { listing })
+    /// Hands the entries from `offset` on, each with the offset of the one after it,
+    /// to `add` until that says it is full.
+    fn entries(
+        &self,
+        inode: INodeNo,
+        offset: u64,
+        mut add: impl FnMut(u64, Option<Watch>, Entry<'_>) -> bool,
+    ) -> Result<(), Errno> {
+        const DOTS: [&str; 2] = [".", ".."];
+        let (place, listed) = self.listings.get(offset, || self.list(inode))?;
+        for position in place.position..u32::MAX {
+            let next = place.offset(position + 1);
+            let index = position as usize;
+            let entry = match DOTS.get(index) {
+                Some(name) => add(next, None, Entry::Dot(OsStr::new(name))),
+                None => match listed.listing.entry(index - DOTS.len()) {
+                    Some((name, node)) => add(next, listed.watch, Entry::Child(&name, node)),
+                    None if position == place.position => {
+                        // Whoever reads has got all of it.
+                        self.listings.end(place);
+                        if self.no_opendir
+                            && let Some(watcher) = &self.watcher
+                        {
+                            watcher.listed(inode.0, listed.watch);
+                        }
+                        return Ok(());
+                    }
+                    None => return Ok(()),
+                },
+            };
+            if entry {
+                break;
+            }
+        }
+        Ok(())
     }
 
-    fn readdir(&self, inode: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let entries = match self.listing(handle) {
-            Ok(entries) => entries,
-            Err(errno) => return reply.error(errno),
-        };
-        entries.each_from(offset, |next, entry| match entry {
+    fn readdir(&self, inode: INodeNo, offset: u64, mut reply: ReplyDirectory) {
+        let listed = self.entries(inode, offset, |next, _, entry| match entry {
             Entry::Dot(name) => reply.add(inode, next, FileType::Directory, name),
             Entry::Child(name, node) => {
                 let number = INodeNo(self.inodes.number(&node));
                 reply.add(number, next, file_type(node.kind()), name)
             }
         });
-        reply.ok();
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
     }
 
-    fn readdirplus(
-        &self,
-        inode: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        let entries = match self.listing(handle) {
-            Ok(entries) => entries,
-            Err(errno) => return reply.error(errno),
-        };
-        let mut add = |number, next, name: &OsStr, attr: Option<Attr>, kind| {
+    fn readdirplus(&self, inode: INodeNo, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let mut add = |number, next, name: &OsStr, attr: Option<Attr>, kind, ttl| {
             // Attributes that cannot be had do not take the name out of the
             // listing: the kernel asks again as soon as somebody uses it.
             let (attr, ttl) = match attr {
-                Some(attr) => (attr, TTL),
+                Some(attr) => (attr, ttl),
                 None => (unknown(kind), Duration::ZERO),
             };
             let attr = file_attr(number, &attr);
             reply.add(attr.ino, next, name, &ttl, &attr, GENERATION)
         };
-        entries.each_from(offset, |next, entry| match entry {
+        let listed = self.entries(inode, offset, |next, watch, entry| match entry {
             // The kernel takes no reference for these two.
-            Entry::Dot(name) => add(inode.0, next, name, None, Kind::Directory),
+            Entry::Dot(name) => add(inode.0, next, name, None, Kind::Directory, SHORT),
             Entry::Child(name, node) => {
-                let (attr, kind) = (self.view.attr(&node).ok(), node.kind());
-                let number = self.inodes.count(node);
-                let full = add(number, next, name, attr, kind);
+                let number = self.inodes.count(node.clone());
+                let told = self.tells(watch, name, &node, number);
+                let (attr, ttl) = self.attr(number, &node);
+                let ttl = match self.view.source_directory(&node) {
+                    // There is one time for the name and the attributes.
+                    Some(_) if told => ttl,
+                    None if told => LONG,
+                    _ => SHORT,
+                };
+                let full = add(number, next, name, attr.ok(), node.kind(), ttl);
                 if full {
                     self.inodes.forget(number, 1);
                 }
                 full
             }
         });
-        reply.ok();
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn xattrs(&self, inode: INodeNo) -> Result<Vec<(&'static str, Vec<u8>)>, Errno> {
@@ -227,8 +324,8 @@ impl Adapter {
         if inode.0 == ROOT && name.as_encoded_bytes() == xattr::PID.to_bytes() {
             return Ok(process::id().to_string().into_bytes());
         }
-        // After this answer the kernel asks no more for access control lists and
-        // security labels, which `ls -l` would have it ask for of every file.
+        // Access control lists and security labels, which `ls -l` goes on asking for
+        // of every file until it learns that there are none here.
         if !name.as_encoded_bytes().starts_with(b"user.") {
             return Err(Errno::EOPNOTSUPP);
         }
@@ -254,13 +351,18 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        self.passthrough.offer(kernel::negotiate(config));
+        let granted = kernel::negotiate(config);
+        self.passthrough.offer(granted.passthrough);
+        // Listings that nobody can have forgotten are better not kept.
+        self.no_opendir = granted.no_opendir && self.watcher.is_some();
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         answer("lookup", || match self.lookup(parent, name) {
-            Ok(attr) => reply.entry(&TTL, &attr, GENERATION),
+            Ok((attr, of_attr, of_name)) => {
+                reply.entry_with_ttls(&of_attr, &of_name, &attr, GENERATION);
+            }
             Err(errno) => reply.error(errno),
         });
     }
@@ -269,13 +371,16 @@ impl Filesystem for Adapter {
         answer("forget", || {
             if self.inodes.forget(inode.0, lookups) {
                 self.prefaulter.forgotten(inode.0);
+                if let Some(watcher) = &self.watcher {
+                    watcher.forgotten(inode.0);
+                }
             }
         });
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         answer("getattr", || match self.getattr(inode) {
-            Ok(attr) => reply.attr(&TTL, &attr),
+            Ok((attr, ttl)) => reply.attr(&ttl, &attr),
             Err(errno) => reply.error(errno),
         });
     }
@@ -328,49 +433,34 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        answer("opendir", || match self.opendir(inode) {
-            Ok(handle) => reply.opened(handle, FopenFlags::empty()),
-            Err(errno) => reply.error(errno),
-        });
+    /// The kernel does without from here on, and keeps listings, where it can.
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.no_opendir {
+            true => reply.error(Errno::ENOSYS),
+            false => reply.opened(FileHandle(0), FopenFlags::empty()),
+        }
     }
 
     fn readdir(
         &self,
         _: &Request,
         inode: INodeNo,
-        handle: FileHandle,
+        _: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        answer("readdir", || self.readdir(inode, handle, offset, reply));
+        answer("readdir", || self.readdir(inode, offset, reply));
     }
 
     fn readdirplus(
         &self,
         _: &Request,
         inode: INodeNo,
-        handle: FileHandle,
+        _: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        answer("readdirplus", || {
-            self.readdirplus(inode, handle, offset, reply);
-        });
-    }
-
-    fn releasedir(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        handle: FileHandle,
-        _: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        answer("releasedir", || {
-            self.directories.remove(handle);
-            reply.ok();
-        });
+        answer("readdirplus", || self.readdirplus(inode, offset, reply));
     }
 
     fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
@@ -435,37 +525,10 @@ fn reply_sized(value: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
     }
 }
 
-/// A directory's entries with a position each: `.`, `..`, then the children.
-struct Entries {
-    listing: Arc<Listing>,
-}
-
+/// What stands in a listing.
 enum Entry<'a> {
     Dot(&'static OsStr),
     Child(&'a OsStr, Node),
-}
-
-impl Entries {
-    /// Hands entries from `offset` on, each with the offset of the one after it,
-    /// to `add` until that says it is full.
-    fn each_from(&self, offset: u64, mut add: impl FnMut(u64, Entry<'_>) -> bool) {
-        const DOTS: [&str; 2] = [".", ".."];
-        for position in offset.. {
-            let Ok(index) = usize::try_from(position) else {
-                return;
-            };
-            let full = match DOTS.get(index) {
-                Some(name) => add(position + 1, Entry::Dot(OsStr::new(name))),
-                None => match self.listing.entry(index - DOTS.len()) {
-                    Some((name, node)) => add(position + 1, Entry::Child(&name, node)),
-                    None => return,
-                },
-            };
-            if full {
-                return;
-            }
-        }
-    }
 }
 
 fn file_type(kind: Kind) -> FileType {
@@ -523,7 +586,7 @@ mod tests {
 
     impl Filesystem for Defective {
         fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-            reply.attr(&TTL, &file_attr(inode.0, &unknown(Kind::Directory)));
+            reply.attr(&SHORT, &file_attr(inode.0, &unknown(Kind::Directory)));
         }
 
         fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -1,9 +1,9 @@
 //! The process behind a mount: from the checks to the last request.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -20,9 +20,11 @@ use signal_hook::iterator::Signals;
 use super::adapter::Adapter;
 use super::device::{self, Attributes};
 use super::error::Error;
+use super::forget::Kernel;
 use super::logging::{self, Log};
 use super::mountpoint::{self, MountPoint};
 use super::options::Access;
+use super::watch::Watcher;
 use super::{kernel, mountinfo, unmount};
 use crate::cache::Directory;
 use crate::view::{self, View};
@@ -203,6 +205,7 @@ impl Prepared {
             cache: self.cache(),
             ..self.config.view.clone()
         };
+        let incoming = options.cache.as_ref().map(Directory::incoming);
         let view = View::new(&self.source, options).map_err(source_error)?;
         let view = Arc::new(view);
         let attributes = Attributes {
@@ -211,7 +214,17 @@ impl Prepared {
             noexec: self.config.noexec,
             noatime: self.config.noatime,
         };
-        let adapter = Adapter::new(view.clone()).map_err(source_error)?;
+        let (watcher, woken) = Watcher::new()
+            .inspect_err(|why| warn!("changes of the source are not watched: {why}"))
+            .ok()
+            .unzip();
+        if let (Some(watcher), Some(incoming)) = (&watcher, &incoming) {
+            let watched = make(incoming).and_then(|()| watcher.concerns_all(incoming));
+            if let Err(why) = watched {
+                debug!("{}: not watched: {why}", incoming.display());
+            }
+        }
+        let adapter = Adapter::new(view.clone(), watcher.clone()).map_err(source_error)?;
         let prefaulter = adapter.prefaulter();
         let mut signals =
             Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed("watch for signals"))?;
@@ -226,11 +239,20 @@ impl Prepared {
             Access::OwnerAndRoot => SessionACL::RootAndOwner,
             Access::Owner | Access::Everyone => SessionACL::All,
         };
+        let notified = device.try_clone();
         let session = Session::from_fd(adapter, device, acl, settings).map_err(|why| {
             mounted.clear();
             failed("agree with the kernel")(why)
         })?;
         prefaulter.start(session.notifier());
+        if let (Some(watcher), Some(woken)) = (&watcher, woken) {
+            let started = notified.and_then(|device| {
+                watcher.start(woken, &self.source, Kernel::new(session.notifier(), device))
+            });
+            if let Err(why) = started {
+                warn!("changes of the source are not watched: {why}");
+            }
+        }
         let requests = thread::spawn(move || {
             let result = session.run();
             end.close();
@@ -255,6 +277,9 @@ impl Prepared {
 
         let signal = signals.forever().next();
         view.end();
+        if let Some(watcher) = watcher {
+            watcher.stop();
+        }
         match signal {
             Some(signal) => {
                 info!("signal {signal}: unmounting {}", place.display());
@@ -324,6 +349,14 @@ fn directory(path: &Path) -> view::Result<PathBuf> {
         Ok(path)
     } else {
         Err(view::Error::NotADirectory)
+    }
+}
+
+/// Makes a directory of the cache, which has its place already.
+fn make(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(why) if why.kind() != io::ErrorKind::AlreadyExists => Err(why),
+        _ => Ok(()),
     }
 }
 

@@ -16,9 +16,16 @@ const MAX_BACKGROUND: u16 = 64;
 /// them.
 const READ_AHEAD_KIB: u32 = 2048;
 
-/// Asks for the capabilities this mount works best with. Gives whether
-/// passthrough is among those granted.
-pub fn negotiate(config: &mut KernelConfig) -> bool {
+/// What the kernel granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted {
+    pub passthrough: bool,
+    /// Directories need not be opened, and their listings are kept.
+    pub no_opendir: bool,
+}
+
+/// Asks for the capabilities this mount works best with.
+pub fn negotiate(config: &mut KernelConfig) -> Granted {
     for capability in [
         // Requests of one asynchronous direct read run beside each other.
         InitFlags::FUSE_ASYNC_DIO,
@@ -37,8 +44,13 @@ pub fn negotiate(config: &mut KernelConfig) -> bool {
 
     // A depth of 2 lets the source lie on overlayfs, as in every container. The
     // price is that no overlayfs can have this mount as a layer.
-    config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-        && config.set_max_stack_depth(2).is_ok()
+    let passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        && config.set_max_stack_depth(2).is_ok();
+    let no_opendir = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+    Granted {
+        passthrough,
+        no_opendir: no_opendir.is_ok(),
+    }
 }
 
 /// Raises the read-ahead of the mount with device number `device`. At the

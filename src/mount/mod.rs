@@ -9,7 +9,10 @@
 //! device      making a mount       unmount    ending it
 //! mountinfo   which mounts there are
 //! options     the words of -o      logging    where the log goes
-//! prefault    pages handed over    xattr      extended attributes
+//! prefault    pages stored ahead   drop_behind  pages that are there twice
+//! listings    listings being read
+//! watch       what changed         forget     what the kernel is to forget
+//! xattr       extended attributes
 //! ```
 
 mod adapter;
@@ -18,15 +21,18 @@ mod device;
 mod drop_behind;
 mod errno;
 mod error;
+mod forget;
 mod handles;
 mod inodes;
 mod kernel;
+mod listings;
 mod logging;
 mod mountinfo;
 mod mountpoint;
 pub mod options;
 mod prefault;
 mod unmount;
+mod watch;
 mod xattr;
 
 pub use daemon::{Config, Prepared};

@@ -17,6 +17,7 @@ mod version;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -61,6 +62,17 @@ pub trait Tree: Debug + Send + Sync {
     /// What tells the file `name` from others over remounts: what the file system
     /// is mounted from, and the path in it. None where that cannot be told.
     fn address(&self, name: &OsStr) -> Option<Vec<u8>>;
+
+    /// The directory, where this machine has it and no link led here.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Whether what is found in the directory changes only when it or a file in it does:
+    /// no link leads elsewhere, and no file has another name.
+    fn stands_alone(&self) -> bool {
+        false
+    }
 
     /// The figures of the file system.
     fn space(&self) -> io::Result<Space>;

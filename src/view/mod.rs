@@ -214,6 +214,24 @@ impl View {
         self.trimming(|| node.form().open(self, node.attr()))
     }
 
+    /// The directory of the source that `node` shows, from the root of the source; None
+    /// when it shows something else.
+    pub fn source_directory<'n>(&self, node: &'n Node) -> Option<&'n Path> {
+        node.form().source_directory()
+    }
+
+    /// The same, held, if it is still there.
+    pub fn enter(&self, node: &Node) -> Option<Arc<dyn Tree>> {
+        self.tree().enter(self.source_directory(node)?).ok()
+    }
+
+    /// Whether what is shown in a directory of the source changes only when that
+    /// directory or a file in it does.
+    pub fn stands_alone(&self, node: &Node) -> bool {
+        let entered = self.enter(node);
+        entered.is_some_and(|directory| directory.stands_alone())
+    }
+
     /// Extended attributes: names with values, in a stable order.
     pub fn xattrs(&self, node: &Node) -> Result<Vec<Xattr>> {
         node.form().xattrs(self)

@@ -134,12 +134,16 @@ impl Promoter {
         let result = self.try_promote(name, origin);
         lock(&self.pending).remove(name);
         match result {
-            Ok(Promotion::Made) => {
+            Ok(Promotion::Already) => return,
+            Ok(promotion) => {
                 self.usage.promotions.add(1);
                 info!("{source}: promoted");
+                if let Some(warning) = promotion.warning() {
+                    self.usage.damaged.add(1);
+                    warn!("{source}: {warning}");
+                }
                 return;
             }
-            Ok(Promotion::Already) => return,
             Err(Failure::Cache(cache::Error::Aborted)) => return,
             // Another process does it.
             Err(Failure::Cache(error @ cache::Error::Busy { .. })) => debug!("{source}: {error}"),

@@ -53,6 +53,8 @@ pub struct Usage {
     tiers: [TierUsage; 3],
     pub promotions: Count,
     pub promotions_failed: Count,
+    /// Promoted files whose archives have checksums that do not match.
+    pub damaged: Count,
     open: Mutex<Open>,
 }
 
@@ -118,6 +120,7 @@ impl Usage {
         for (result, count) in [
             ("done", &self.promotions),
             ("failed", &self.promotions_failed),
+            ("damaged", &self.damaged),
         ] {
             let name = format!("stfs_promotions_total{{result=\"{result}\"}}");
             text.line(&name, count.get());
@@ -158,7 +161,11 @@ impl Usage {
             "opens": of_tiers(&|tier| self.tiers[tier as usize].opens.get()),
             "served_bytes": of_tiers(&|tier| self.tiers[tier as usize].served.get()),
             "plans": Value::Object(plans.into_iter().collect()),
-            "promotions": {"done": self.promotions.get(), "failed": self.promotions_failed.get()},
+            "promotions": {
+                "done": self.promotions.get(),
+                "failed": self.promotions_failed.get(),
+                "damaged": self.damaged.get(),
+            },
             "cache": store.map(|store| json!({
                 "files": store.files, "bytes": store.bytes, "limit_bytes": store.limit,
             })),

@@ -219,7 +219,8 @@ fn a_header_that_is_read_with_its_entry_is_checked_at_once() {
         let model = Model::new(&bytes);
         let source = model.source();
         let content = content(&source);
-        let read = checkpoint::read(&source, content, &SameDirectory(&model.path), None);
+        let (directory, _) = LocalTree::around(&model.path).unwrap();
+        let read = checkpoint::read(&source, content, &directory, None);
         let error = read.unwrap_err();
         assert!(matches!(error, checkpoint::Error::Refused(_)), "{name}");
     }

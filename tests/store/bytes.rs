@@ -21,7 +21,10 @@ use super::support;
 fn becomes(reader: &Reader, wanted: &[u8]) {
     let root = tempdir().unwrap();
     let store = store(root.path());
-    assert_eq!(promote(&store, &name(1), reader).unwrap(), Promotion::Made);
+    assert_eq!(
+        promote(&store, &name(1), reader).unwrap(),
+        Promotion::Made(Vec::new())
+    );
     assert!(all(reader) == wanted);
     holds(&store, &name(1), wanted);
     assert_eq!(store.verify(&name(1), reader).unwrap(), Comparison::Same);

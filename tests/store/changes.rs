@@ -173,7 +173,7 @@ fn one_at_a_time() {
         // What is being written is no leftover.
         assert_eq!(second.collect().unwrap(), 0);
     });
-    assert_eq!(result.unwrap(), Promotion::Made);
+    assert_eq!(result.unwrap(), Promotion::Made(Vec::new()));
     holds(&second, &name(1), &wanted);
     assert_eq!(
         promote(&second, &name(1), &reader).unwrap(),
@@ -202,7 +202,10 @@ fn the_cache_directory_is_deleted() {
         fs::remove_dir_all(&root).unwrap();
     });
     assert!(matches!(result, Err(Error::Io { .. })), "{result:?}");
-    assert_eq!(promote(&store, &name(1), &reader).unwrap(), Promotion::Made);
+    assert_eq!(
+        promote(&store, &name(1), &reader).unwrap(),
+        Promotion::Made(Vec::new())
+    );
     holds(&store, &name(1), &wanted);
     assert!(root.join("CACHEDIR.TAG").exists());
 }

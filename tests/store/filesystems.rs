@@ -79,7 +79,10 @@ fn works_in(directory: &Path) {
         let root = directory.join("cache");
         let (reader, wanted) = model(&folder.join("m.pt"), 1, 9 * MIB);
         let store = limited(&root, 15 * MIB);
-        assert_eq!(promote(&store, &name(1), &reader).unwrap(), Promotion::Made);
+        assert_eq!(
+            promote(&store, &name(1), &reader).unwrap(),
+            Promotion::Made(Vec::new())
+        );
         holds(&store, &name(1), &wanted);
         // As another process sees it.
         let other = limited(&root, 15 * MIB);

@@ -45,7 +45,10 @@ fn every_stage_is_collected_or_made_good() {
                 assert_eq!(store.collect().unwrap(), 1, "stage {stage}");
                 assert!(files(&root).is_empty());
             }
-            assert_eq!(promote(&store, &name(1), &reader).unwrap(), Promotion::Made);
+            assert_eq!(
+                promote(&store, &name(1), &reader).unwrap(),
+                Promotion::Made(Vec::new())
+            );
             holds(&store, &name(1), &wanted);
             assert_eq!(store.collect().unwrap(), 0);
         }

@@ -39,7 +39,10 @@ fn is_missed(what: &str, tamper: impl Fn(&Store, &Name)) {
             );
             used.collect().unwrap();
             assert!(files(&root).is_empty(), "{what}: {:?}", files(&root));
-            assert_eq!(promote(&used, &name(1), &reader).unwrap(), Promotion::Made);
+            assert_eq!(
+                promote(&used, &name(1), &reader).unwrap(),
+                Promotion::Made(Vec::new())
+            );
             holds(&used, &name(1), &wanted);
         }
     }
@@ -166,7 +169,10 @@ fn an_open_file_keeps_its_bytes_when_it_is_made_again() {
     fs::write(store.directory().record(&name(1)), b"broken").unwrap();
     assert!(store.find(&name(1)).is_none());
     assert_eq!(store.evict(&name(1)).unwrap(), Evicted::InUse);
-    assert_eq!(promote(&store, &name(1), &reader).unwrap(), Promotion::Made);
+    assert_eq!(
+        promote(&store, &name(1), &reader).unwrap(),
+        Promotion::Made(Vec::new())
+    );
     assert!(bytes(&open) == wanted);
     let again = store.find(&name(1)).unwrap();
     assert_ne!(open.stamp(), again.stamp());

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 use nix::unistd::{Whence, lseek};
 
+use super::checksums::{Checksums, Mismatches};
 use super::error::Error;
 use super::locks::Claim;
 use crate::convert::{Reader, Segment};
@@ -23,6 +24,7 @@ pub struct Copy<'a> {
     /// Bytes on their way, when the kernel does not copy by itself.
     buffer: Vec<u8>,
     by_kernel: bool,
+    checksums: Checksums,
 }
 
 impl<'a> Copy<'a> {
@@ -32,15 +34,20 @@ impl<'a> Copy<'a> {
             claim,
             buffer: Vec::new(),
             by_kernel: saves_a_copy(claim.file()),
+            checksums: Checksums::of(reader),
         }
     }
 
-    /// Writes the whole file to the disk.
+    /// Writes the whole file to the disk, and tells which entries of the archive are
+    /// not what its checksums say.
     ///
     /// # Errors
     /// [`Error::Changed`] unless the source is what it was when it was opened, in
     /// every respect that its inode knows of: by that it is called in the cache.
-    pub fn run(mut self, step: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), Error> {
+    pub fn run(
+        mut self,
+        step: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Mismatches, Error> {
         let size = self.reader.plan().size();
         self.allocate(size)?;
         let mut at = 0;
@@ -48,7 +55,7 @@ impl<'a> Copy<'a> {
             // Whole chunks of the copy lie in the largest folios there are.
             at += match self.reader.segment(at, CHUNK - at % CHUNK) {
                 Segment::Direct { from, len } => self.copy(from, at, len)?,
-                Segment::Assembled { len } => self.write(at, len)?,
+                Segment::Assembled { len } => self.write(None, at, len)?,
             };
             self.reader.check().map_err(|error| self.lost(error))?;
             if step(at).is_break() {
@@ -57,9 +64,14 @@ impl<'a> Copy<'a> {
         }
         self.file().sync_all().map_err(|error| self.failed(error))?;
         self.check(size)?;
+        let checksums = std::mem::take(&mut self.checksums);
+        let mismatches = checksums
+            .finish(self.reader)
+            .map_err(|error| self.lost(error))?;
         self.reader
             .check_version()
-            .map_err(|error| self.lost(error))
+            .map_err(|error| self.lost(error))?;
+        Ok(mismatches)
     }
 
     fn file(&self) -> &File {
@@ -95,11 +107,11 @@ impl<'a> Copy<'a> {
                 Err(_) => self.by_kernel = false,
             }
         }
-        self.write(at, len)
+        self.write(Some(from), at, len)
     }
 
-    /// Writes bytes that are put together.
-    fn write(&mut self, at: u64, len: u64) -> Result<u64, Error> {
+    /// Writes bytes that are put together, or lie in the source from `from` on.
+    fn write(&mut self, from: Option<u64>, at: u64, len: u64) -> Result<u64, Error> {
         let mut buffer = std::mem::take(&mut self.buffer);
         self.reader
             .read_to(at, len as usize, &mut buffer)
@@ -107,6 +119,9 @@ impl<'a> Copy<'a> {
         self.file()
             .write_all_at(&buffer, at)
             .map_err(|error| self.failed(error))?;
+        if let Some(from) = from {
+            self.checksums.pass(from, &buffer);
+        }
         self.buffer = buffer;
         match self.buffer.len() as u64 == len && len > 0 {
             true => Ok(len),

@@ -5,6 +5,7 @@
 //! one is no file of the store, whatever it holds: it counts once the record is
 //! there, which is written last and removed first.
 
+mod checksums;
 mod copy;
 mod error;
 mod inventory;

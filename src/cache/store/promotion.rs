@@ -14,11 +14,32 @@ use crate::cache::directory::{Name, make};
 use crate::convert::Reader;
 
 /// What came of a promotion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Promotion {
-    Made,
+    /// With the entries of the archive that are not what its checksums say.
+    Made(Vec<String>),
     /// It was there.
     Already,
+}
+
+impl Promotion {
+    /// What is to be said of the checkpoint, if something is.
+    pub fn warning(&self) -> Option<String> {
+        let Promotion::Made(mismatches) = self else {
+            return None;
+        };
+        let (first, more) = mismatches.split_first()?;
+        let others = match more.len() {
+            0 => String::new(),
+            more => format!(", nor that of {more} others"),
+        };
+        Some(format!(
+            "the checksum of the entry `{}` does not match{others}: the file is damaged, or was \
+             written so. torch does not look at checksums: what it would load is what is shown. \
+             Download the file again if in doubt",
+            first.escape_debug()
+        ))
+    }
 }
 
 impl Store {
@@ -47,9 +68,9 @@ impl Store {
             return Ok(Promotion::Already);
         }
         self.make_room(reader.plan().size())?;
-        Copy::new(reader, &claim).run(step)?;
+        let mismatches = Copy::new(reader, &claim).run(step)?;
         self.finish(&claim, name, provenance)?;
-        Ok(Promotion::Made)
+        Ok(Promotion::Made(mismatches))
     }
 
     fn claim(&self, name: &Name) -> Result<Claim, Error> {

@@ -84,6 +84,15 @@ impl Inode {
         self.links == 0
     }
 
+    /// Whether it changes under this one name alone.
+    pub fn stands_alone(&self) -> bool {
+        match self.kind {
+            Kind::File => self.links < 2,
+            Kind::Link => false,
+            Kind::Directory | Kind::Special => true,
+        }
+    }
+
     /// Whether everybody may pass through this directory.
     pub fn is_passable(&self) -> bool {
         self.mode & 0o001 != 0

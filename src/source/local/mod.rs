@@ -18,7 +18,7 @@ mod root;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +50,8 @@ pub struct LocalTree {
     held: Arc<Held>,
     path: PathBuf,
     directory: Arc<OwnedFd>,
+    /// No link led here.
+    is_direct: bool,
     inode: Inode,
     system: System,
     metadata: Metadata,
@@ -82,7 +84,7 @@ impl LocalTree {
         let root = Arc::new(Root::open(path, links)?);
         let held = root.held()?;
         let directory = held.directory.clone();
-        LocalTree::at(root, held, PathBuf::new(), directory)
+        LocalTree::at(root, held, PathBuf::new(), directory, true)
     }
 
     fn at(
@@ -90,6 +92,7 @@ impl LocalTree {
         held: Arc<Held>,
         path: PathBuf,
         directory: Arc<OwnedFd>,
+        is_direct: bool,
     ) -> io::Result<LocalTree> {
         let inode = Inode::of(&directory)?;
         let system = inode.system(&directory)?;
@@ -99,6 +102,7 @@ impl LocalTree {
             held,
             path,
             directory,
+            is_direct,
             inode,
             system,
         })
@@ -164,10 +168,13 @@ impl LocalTree {
         let held = root.held()?;
         if path.as_os_str().is_empty() {
             let directory = held.directory.clone();
-            return LocalTree::at(root.clone(), held, PathBuf::new(), directory);
+            return LocalTree::at(root.clone(), held, PathBuf::new(), directory, true);
         }
         match resolve::directory(&held.directory, &root.path, path, links) {
-            Ok(directory) => LocalTree::at(root.clone(), held, path.into(), Arc::new(directory)),
+            Ok((directory, is_direct)) => {
+                let directory = Arc::new(directory);
+                LocalTree::at(root.clone(), held, path.into(), directory, is_direct)
+            }
             Err(error) => match root.fault(&held) {
                 Some(fault) => Err(fault),
                 None => Err(error),
@@ -279,6 +286,18 @@ impl Tree for LocalTree {
         let path = self.root.path.join(&self.path).join(name);
         let address = self.held.place.as_ref()?.address(&path)?;
         Some(address.as_os_str().as_bytes().to_vec())
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.is_direct.then(|| self.directory.as_fd())
+    }
+
+    fn stands_alone(&self) -> bool {
+        let alone = |name: &OsString| {
+            let inode = Inode::at(&self.directory, name);
+            inode.is_ok_and(|inode| inode.stands_alone())
+        };
+        self.list().is_ok_and(|names| names.iter().all(alone))
     }
 
     fn space(&self) -> io::Result<Space> {

@@ -74,31 +74,39 @@ pub fn readable(directory: &OwnedFd) -> io::Result<Dir> {
     Ok(Dir::from_fd(directory)?)
 }
 
-/// The directory at `path` below `root`, which stands at `root_path`.
+/// The directory at `path` below `root`, which stands at `root_path`, and whether no
+/// link led there.
 pub fn directory(
     root: &Arc<OwnedFd>,
     root_path: &Path,
     path: &Path,
     links: Links,
-) -> io::Result<OwnedFd> {
+) -> io::Result<(OwnedFd, bool)> {
     let plain = |component| matches!(component, Component::Normal(_));
     if !path.components().all(plain) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    if links == Links::Anywhere {
-        return Ok(openat(root, path, flags, Mode::empty())?);
-    }
     let resolve = ResolveFlag::RESOLVE_BENEATH
         | ResolveFlag::RESOLVE_NO_SYMLINKS
         | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     match openat2(root, path, OpenHow::new().flags(flags).resolve(resolve)) {
-        Ok(directory) => Ok(directory),
+        Ok(directory) => Ok((directory, true)),
         // A link on the way, or a kernel without the call, or one that forbids it.
-        Err(Errno::ELOOP | Errno::ENOSYS | Errno::EPERM | Errno::EINVAL | Errno::EAGAIN) => {
+        Err(
+            Errno::ELOOP
+            | Errno::ENOSYS
+            | Errno::EPERM
+            | Errno::EINVAL
+            | Errno::EAGAIN
+            | Errno::EXDEV,
+        ) => {
+            if links == Links::Anywhere {
+                return Ok((openat(root, path, flags, Mode::empty())?, false));
+            }
             let reached = inside(root, root_path, path)?;
             match Inode::of(&reached.file)?.kind {
-                Kind::Directory => Ok(reached.file),
+                Kind::Directory => Ok((reached.file, false)),
                 _ => Err(io::ErrorKind::NotADirectory.into()),
             }
         }

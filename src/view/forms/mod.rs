@@ -11,6 +11,7 @@ mod tensors;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
+use std::path::Path;
 
 use super::file::OpenFile;
 use super::folder::Folder;
@@ -59,6 +60,11 @@ pub trait Form: Debug + Send + Sync {
 
     /// The checkpoint that this is the converted form of.
     fn origin(&self) -> Option<&Origin> {
+        None
+    }
+
+    /// The directory of the source that this is, from the root of the source.
+    fn source_directory(&self) -> Option<&Path> {
         None
     }
 

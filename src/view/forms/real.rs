@@ -106,6 +106,10 @@ impl Form for Directory {
             _ => Ok(*made),
         }
     }
+
+    fn source_directory(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
 }
 
 #[derive(Debug)]

@@ -1,0 +1,119 @@
+//! Listings that are being read.
+//!
+//! There are no handles of directories: the kernel keeps listings and asks for each
+//! part by inode and offset. An offset names the listing that it counts in, so that
+//! whoever reads on after a change reads on in what he began with.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+
+/// Listings that are remembered. Whoever reads on in one that was forgotten goes on at
+/// the same place in a new one.
+const MOST: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+/// Bits of an offset that count entries. The sign bit of all is never set.
+const POSITION: u32 = 32;
+
+/// Listings by number.
+pub struct Listings<T> {
+    next: AtomicU32,
+    open: Mutex<LruCache<u32, Arc<T>>>,
+}
+
+/// A place in a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    listing: u32,
+    /// Entries before it.
+    pub position: u32,
+}
+
+impl Place {
+    pub fn at(offset: u64) -> Place {
+        Place {
+            listing: (offset >> POSITION) as u32,
+            position: offset as u32,
+        }
+    }
+
+    /// The offset of the place that is `position` entries into the same listing.
+    pub fn offset(self, position: u32) -> u64 {
+        u64::from(self.listing) << POSITION | u64::from(position)
+    }
+}
+
+impl<T> Default for Listings<T> {
+    fn default() -> Self {
+        Self {
+            next: AtomicU32::new(0),
+            open: Mutex::new(LruCache::new(MOST)),
+        }
+    }
+}
+
+impl<T> Listings<T> {
+    /// The listing that `offset` counts in, or a new one, made by `list`.
+    ///
+    /// # Errors
+    /// Those of `list`.
+    pub fn get<E>(
+        &self,
+        offset: u64,
+        list: impl FnOnce() -> Result<T, E>,
+    ) -> Result<(Place, Arc<T>), E> {
+        let place = Place::at(offset);
+        if let Some(listing) = self.lock().get(&place.listing) {
+            return Ok((place, listing.clone()));
+        }
+        let listed = Arc::new(list()?);
+        let place = Place {
+            listing: 1 + self.next.fetch_add(1, Ordering::Relaxed) % (i32::MAX as u32),
+            position: place.position,
+        };
+        self.lock().put(place.listing, listed.clone());
+        Ok((place, listed))
+    }
+
+    /// Forgets the listing of `place`, which has been read to its end.
+    pub fn end(&self, place: Place) {
+        self.lock().pop(&place.listing);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<u32, Arc<T>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(what: &'static str) -> impl FnOnce() -> Result<&'static str, ()> {
+        move || Ok(what)
+    }
+
+    #[test]
+    fn an_offset_stays_in_the_listing_it_was_given_in() {
+        let listings = Listings::default();
+        let (first, old) = listings.get(0, list("old")).unwrap();
+        let (_, new) = listings.get(0, list("new")).unwrap();
+        assert_eq!((*old, *new), ("old", "new"));
+        let (place, still) = listings.get(first.offset(7), list("other")).unwrap();
+        assert_eq!((*still, place.position), ("old", 7));
+        listings.end(place);
+        let (place, other) = listings.get(first.offset(7), list("other")).unwrap();
+        assert_eq!((*other, place.position), ("other", 7));
+    }
+
+    #[test]
+    fn offsets_are_positive_to_whoever_takes_them_for_signed() {
+        let listings = Listings::default();
+        listings.next.store(u32::MAX - 3, Ordering::Relaxed);
+        for _ in 0..8 {
+            let (place, _) = listings.get(0, list("")).unwrap();
+            assert!(i64::try_from(place.offset(u32::MAX)).unwrap() > 0);
+        }
+    }
+}

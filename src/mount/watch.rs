@@ -1,0 +1,808 @@
+//! What the kernel may keep for long: names, attributes and listings of source
+//! directories that are watched with inotify(7).
+//!
+//! A directory is watched before what is told of it is found out. The first event
+//! ends the watch, and a thread of its own has the kernel forget all it was told of
+//! that directory; from then on the kernel is told things for [`SHORT`] until the
+//! directory is watched again. So no more than one event comes from each watch,
+//! however busy the source is, and a mount at rest wakes nobody.
+//!
+//! Two kinds of changes are no event: a write through a shared mapping, before it is
+//! closed, and one through a hard link in another directory that was made after the
+//! directory was listed. Hence an open compares what it finds with what was told.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::mountinfo::{self, Mount};
+use crate::source::Tree;
+use log::{debug, warn};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC,
+    fstatfs,
+};
+
+/// How long the kernel may answer by itself from what it was told of something that
+/// is not watched, and so how long a change of it may go unseen.
+pub const SHORT: Duration = Duration::from_secs(1);
+/// The same for what is watched. It has an end for the sake of changes that no event
+/// tells of.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// Directories watched at once, at most. Two events each fit into the kernel's queue.
+const MOST: usize = 8000;
+/// Names that are remembered because the kernel was told of them, at most.
+const MOST_NAMES: usize = 1 << 18;
+/// How long after an event a name is made to expire again. An answer to a lookup that
+/// was on its way at the first time has arrived by then.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How long the end waits for a notification that is under way.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// File systems of this machine alone, which tell of every change. The magic number of
+/// ext4 is that of ext2 and ext3 too.
+const TELLING: [FsType; 5] = [
+    EXT4_SUPER_MAGIC,
+    XFS_SUPER_MAGIC,
+    BTRFS_SUPER_MAGIC,
+    TMPFS_MAGIC,
+    F2FS_SUPER_MAGIC,
+];
+
+/// Makes the kernel forget. Never called by a thread that answers requests, nor with
+/// a lock held: a call may wait for the answer to a request.
+pub trait Forget: Send {
+    /// Has the name looked up again at its next use. Waits for lookups in `directory`
+    /// that are under way.
+    fn name(&self, directory: u64, name: &OsStr);
+    /// Has the attributes asked for again.
+    fn attributes(&self, inode: u64);
+    /// Drops the listing of `directory`, and its attributes.
+    fn listing(&self, directory: u64);
+}
+
+/// Proof that a directory was watched when this was given out. It says nothing about
+/// later: [`Watcher::tell`] and [`Watcher::holds`] do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    directory: u64,
+    descriptor: WatchDescriptor,
+}
+
+/// Watches directories, which go by their inode numbers in the mount.
+pub struct Watcher {
+    inotify: Inotify,
+    state: Mutex<State>,
+    /// No notification is under way.
+    at_rest: Condvar,
+    wake: PipeWriter,
+}
+
+#[derive(Default)]
+struct State {
+    phase: Phase,
+    notifying: bool,
+    /// The thread has been woken and has not looked yet.
+    woken: bool,
+    directories: HashMap<u64, Directory>,
+    /// The directories behind each descriptor: one of the source may be several of the
+    /// mount.
+    by_descriptor: HashMap<WatchDescriptor, Vec<u64>>,
+    /// Directories whose every event concerns all that was told.
+    concerning_all: HashSet<WatchDescriptor>,
+    /// Names in `directories`, and those that will be made to expire again.
+    names: usize,
+    /// Listings that the kernel keeps and nobody watches.
+    unwatched: Vec<u64>,
+    /// Inodes whose attributes changed and no event told of it.
+    changed: Vec<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// There is no thread yet, and nothing is watched.
+    #[default]
+    Before,
+    Running,
+    Over,
+}
+
+struct Directory {
+    descriptor: WatchDescriptor,
+    /// What is listed in it changes with it alone.
+    complete: bool,
+    /// Inode numbers by name, as the kernel was told.
+    told: HashMap<OsString, u64>,
+    /// When the last of what was told is forgotten anyway.
+    until: Instant,
+}
+
+/// What the kernel has to forget.
+#[derive(Default)]
+struct Stale {
+    directories: Vec<(u64, Directory)>,
+    unwatched: Vec<u64>,
+    changed: Vec<u64>,
+}
+
+/// Names to be made to expire again.
+struct Pending {
+    due: Instant,
+    directory: u64,
+    names: Vec<OsString>,
+}
+
+impl Watcher {
+    /// One that watches nothing until it is started.
+    ///
+    /// # Errors
+    /// This user has too many inotify instances, or the process too many files.
+    pub fn new() -> io::Result<(Arc<Watcher>, PipeReader)> {
+        let (woken, wake) = io::pipe()?;
+        let watcher = Watcher {
+            inotify: Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?,
+            state: Mutex::default(),
+            at_rest: Condvar::new(),
+            wake,
+        };
+        Ok((Arc::new(watcher), woken))
+    }
+
+    /// Starts the thread that has the kernel forget.
+    ///
+    /// All that is watched lies below `source`.
+    ///
+    /// # Errors
+    /// There is no thread, or the table of mounts cannot be read.
+    pub fn start(
+        self: &Arc<Self>,
+        woken: PipeReader,
+        source: &Path,
+        forget: impl Forget + 'static,
+    ) -> io::Result<()> {
+        let mounts = Mounts::new(source)?;
+        let watcher = self.clone();
+        let run = move || watcher.run(woken, mounts, &forget);
+        thread::Builder::new().name("watch".into()).spawn(run)?;
+        self.lock().phase = Phase::Running;
+        Ok(())
+    }
+
+    /// Notifies the kernel of nothing any more. A notification that waits for the
+    /// answer to a request would keep the process from ending.
+    pub fn stop(&self) {
+        let mut state = self.lock();
+        state.phase = Phase::Over;
+        let still = |state: &mut State| state.notifying;
+        let _ = self.at_rest.wait_timeout_while(state, PATIENCE, still);
+        self.wake(&mut self.lock());
+    }
+
+    /// Has every file that leaves the directory at `path` concern all that was told.
+    /// What is shown of a checkpoint depends on whether its converted form is kept, and
+    /// that is written there before it is.
+    ///
+    /// # Errors
+    /// As inotify_add_watch(2).
+    pub fn concerns_all(&self, path: &Path) -> io::Result<()> {
+        let flags = AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_ONLYDIR;
+        let descriptor = self.inotify.add_watch(path, flags)?;
+        self.lock().concerning_all.insert(descriptor);
+        Ok(())
+    }
+
+    /// Watches `directory`, which `enter` holds, from here on. None where that cannot
+    /// be, or not now, and where a symbolic link leads there.
+    pub fn watch(
+        &self,
+        directory: u64,
+        enter: impl FnOnce() -> Option<Arc<dyn Tree>>,
+    ) -> Option<Watch> {
+        let mut state = self.lock();
+        if state.phase != Phase::Running {
+            return None;
+        }
+        if let Some(watched) = state.directories.get(&directory) {
+            let descriptor = watched.descriptor;
+            return Some(Watch {
+                directory,
+                descriptor,
+            });
+        }
+        if state.directories.len() >= MOST {
+            self.let_go_of_old(&mut state);
+            if state.directories.len() >= MOST {
+                return None;
+            }
+        }
+        let tree = enter()?;
+        let opened = tree.descriptor()?;
+        if !fstatfs(opened).is_ok_and(|stats| TELLING.contains(&stats.filesystem_type())) {
+            return None;
+        }
+        let flags = AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVE
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_MODIFY
+            | AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_ONLYDIR
+            | AddWatchFlags::IN_ONESHOT;
+        let opened = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        let descriptor = match self.inotify.add_watch(opened.as_str(), flags) {
+            Ok(descriptor) => descriptor,
+            Err(why) => {
+                debug!("a directory is not watched: {why}");
+                return None;
+            }
+        };
+        let told = Directory {
+            descriptor,
+            complete: false,
+            told: HashMap::new(),
+            until: Instant::now(),
+        };
+        state.directories.insert(directory, told);
+        let sharing = state.by_descriptor.entry(descriptor).or_default();
+        sharing.push(directory);
+        Some(Watch {
+            directory,
+            descriptor,
+        })
+    }
+
+    /// Names in the directory may be told from here on: they come from it alone, as
+    /// was found out under `watch`.
+    pub fn complete(&self, watch: Watch) {
+        if let Some(watched) = self.lock().get(watch) {
+            watched.complete = true;
+        }
+    }
+
+    /// The watch of `directory`, if names in it may be told.
+    pub fn completed(&self, directory: u64) -> Option<Watch> {
+        let state = self.lock();
+        let watched = state.directories.get(&directory)?;
+        let descriptor = watched.descriptor;
+        watched.complete.then_some(Watch {
+            directory,
+            descriptor,
+        })
+    }
+
+    /// Whether the kernel may be told for [`LONG`] that `name` is `inode`, and what its
+    /// attributes are, which was found out under `watch`.
+    pub fn tell(&self, watch: Watch, name: &OsStr, inode: u64) -> bool {
+        let mut state = self.lock();
+        let room = state.names < MOST_NAMES;
+        let Some(watched) = state.get(watch).filter(|watched| watched.complete) else {
+            return false;
+        };
+        watched.until = Instant::now() + LONG;
+        if let Some(told) = watched.told.get_mut(name) {
+            *told = inode;
+        } else if room {
+            watched.told.insert(name.to_os_string(), inode);
+            state.names += 1;
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Whether the kernel may be told for [`LONG`] what was found out of the directory
+    /// itself under `watch`.
+    pub fn holds(&self, watch: Watch) -> bool {
+        let mut state = self.lock();
+        let watched = state.get(watch);
+        watched
+            .map(|watched| watched.until = Instant::now() + LONG)
+            .is_some()
+    }
+
+    /// The kernel has got all of a listing of `directory`, which it keeps; it was made
+    /// under `watch`.
+    pub fn listed(&self, directory: u64, watch: Option<Watch>) {
+        let mut state = self.lock();
+        let complete = watch.and_then(|watch| state.get(watch));
+        if !complete.is_some_and(|watched| watched.complete) {
+            state.unwatched.push(directory);
+            self.wake(&mut state);
+        }
+    }
+
+    /// The attributes of `inode` are others than the kernel was told.
+    pub fn changed(&self, inode: u64) {
+        let mut state = self.lock();
+        state.changed.push(inode);
+        self.wake(&mut state);
+    }
+
+    /// The kernel has forgotten `directory` by itself.
+    pub fn forgotten(&self, directory: u64) {
+        let mut state = self.lock();
+        if state.directories.contains_key(&directory) {
+            self.let_go(&mut state, directory);
+        }
+    }
+
+    fn let_go_of_old(&self, state: &mut State) {
+        let now = Instant::now();
+        let old = state.directories.iter();
+        let old = old.filter(|(_, watched)| watched.until < now);
+        let old: Vec<u64> = old.map(|(directory, _)| *directory).collect();
+        for directory in old {
+            self.let_go(state, directory);
+        }
+    }
+
+    fn let_go(&self, state: &mut State, directory: u64) {
+        let Some(watched) = state.directories.remove(&directory) else {
+            return;
+        };
+        state.names -= watched.told.len();
+        let Some(sharing) = state.by_descriptor.get_mut(&watched.descriptor) else {
+            return;
+        };
+        sharing.retain(|other| *other != directory);
+        if sharing.is_empty() {
+            state.by_descriptor.remove(&watched.descriptor);
+            // It may have ended by itself.
+            let _ = self.inotify.rm_watch(watched.descriptor);
+        }
+    }
+
+    fn run(&self, mut woken: PipeReader, mut mounts: Mounts, forget: &impl Forget) {
+        let mut pending = VecDeque::new();
+        while let Some(stale) = self.wait(&mut woken, &mut mounts, pending.front()) {
+            let done = self.expire(stale, &mut pending, forget);
+            if done.is_none() || self.expire_again(&mut pending, forget).is_none() {
+                break;
+            }
+        }
+        let mut state = self.lock();
+        state.phase = Phase::Over;
+        self.take_all(&mut state);
+    }
+
+    /// Waits until the kernel has to forget something, or `pending` is due. None at
+    /// the end.
+    fn wait(
+        &self,
+        woken: &mut PipeReader,
+        mounts: &mut Mounts,
+        pending: Option<&Pending>,
+    ) -> Option<Stale> {
+        let timeout = pending.map_or(PollTimeout::NONE, |first| {
+            // Rounded up, or the last of a millisecond would be spent in a circle.
+            let left = first.due.saturating_duration_since(Instant::now());
+            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        let mut ready = [
+            PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
+            PollFd::new(woken.as_fd(), PollFlags::POLLIN),
+            PollFd::new(mounts.table.as_fd(), PollFlags::POLLPRI),
+        ];
+        match poll(&mut ready, timeout) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Some(Stale::default()),
+            Err(why) => {
+                warn!("changes of the source are noticed late from here on: {why}");
+                return None;
+            }
+        }
+        let [events, wake, mounted] = ready.map(|one| one.any().unwrap_or(true));
+        if wake {
+            let _ = woken.read(&mut [0]);
+        }
+        let mut directories = Vec::new();
+        if mounted && mounts.differ() {
+            directories.append(&mut self.take_all(&mut self.lock()));
+        }
+        if events {
+            directories.append(&mut self.take_changed());
+        }
+        let mut state = self.lock();
+        if wake {
+            state.woken = false;
+        }
+        (state.phase != Phase::Over).then(|| Stale {
+            directories,
+            unwatched: std::mem::take(&mut state.unwatched),
+            changed: std::mem::take(&mut state.changed),
+        })
+    }
+
+    /// Has the kernel forget. None at the end.
+    fn expire(
+        &self,
+        stale: Stale,
+        pending: &mut VecDeque<Pending>,
+        forget: &impl Forget,
+    ) -> Option<()> {
+        for directory in stale.unwatched {
+            self.notify(|| forget.listing(directory))?;
+        }
+        for inode in stale.changed {
+            self.notify(|| forget.attributes(inode))?;
+        }
+        for (directory, watched) in stale.directories {
+            // The names first, and one even where none was told: that waits for
+            // lookups and listings on their way, whose inodes are there then.
+            self.notify(|| forget.name(directory, OsStr::new(".")))?;
+            for name in watched.told.keys() {
+                self.notify(|| forget.name(directory, name))?;
+            }
+            for &inode in watched.told.values() {
+                self.notify(|| forget.attributes(inode))?;
+            }
+            self.notify(|| forget.listing(directory))?;
+            pending.push_back(Pending {
+                due: Instant::now() + AGAIN,
+                directory,
+                names: watched.told.into_keys().collect(),
+            });
+        }
+        Some(())
+    }
+
+    /// Has the names that are due expire once more. None at the end.
+    fn expire_again(&self, pending: &mut VecDeque<Pending>, forget: &impl Forget) -> Option<()> {
+        while let Some(first) = pending.front()
+            && first.due <= Instant::now()
+        {
+            for name in &first.names {
+                self.notify(|| forget.name(first.directory, name))?;
+            }
+            self.lock().names -= first.names.len();
+            pending.pop_front();
+        }
+        Some(())
+    }
+
+    /// Does one notification. None at the end.
+    fn notify(&self, notification: impl FnOnce()) -> Option<()> {
+        {
+            let mut state = self.lock();
+            if state.phase == Phase::Over {
+                return None;
+            }
+            state.notifying = true;
+        }
+        notification();
+        self.lock().notifying = false;
+        self.at_rest.notify_all();
+        Some(())
+    }
+
+    /// Takes out the directories that events have come of.
+    fn take_changed(&self) -> Vec<(u64, Directory)> {
+        let mut changed = Vec::new();
+        while let Ok(events) = self.inotify.read_events() {
+            let mut state = self.lock();
+            for event in events {
+                let overflow = event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
+                changed.append(
+                    &mut match overflow || state.concerning_all.contains(&event.wd) {
+                        true => self.take_all(&mut state),
+                        false => state.take(event.wd),
+                    },
+                );
+            }
+        }
+        changed
+    }
+
+    /// Takes out every directory and ends its watch: what was found out under it counts
+    /// no longer. The names go on counting.
+    fn take_all(&self, state: &mut State) -> Vec<(u64, Directory)> {
+        for (descriptor, _) in state.by_descriptor.drain() {
+            // It may have ended by itself.
+            let _ = self.inotify.rm_watch(descriptor);
+        }
+        state.directories.drain().collect()
+    }
+
+    fn wake(&self, state: &mut State) {
+        // A pipe that is full would make this thread wait.
+        if !std::mem::replace(&mut state.woken, true) {
+            let _ = (&self.wake).write(&[0]);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn get(&mut self, watch: Watch) -> Option<&mut Directory> {
+        let watched = self.directories.get_mut(&watch.directory)?;
+        (watched.descriptor == watch.descriptor).then_some(watched)
+    }
+
+    /// Takes out the directories behind `descriptor`. Their names go on counting.
+    fn take(&mut self, descriptor: WatchDescriptor) -> Vec<(u64, Directory)> {
+        let numbers = self.by_descriptor.remove(&descriptor).unwrap_or_default();
+        let taken = numbers.into_iter();
+        taken
+            .filter_map(|number| Some((number, self.directories.remove(&number)?)))
+            .collect()
+    }
+}
+
+/// The mounts that change what is at a path of the source, of which no other event
+/// tells.
+struct Mounts {
+    table: File,
+    source: PathBuf,
+    known: Vec<Mount>,
+}
+
+impl Mounts {
+    fn new(source: &Path) -> io::Result<Mounts> {
+        let mut mounts = Mounts {
+            // First, so that no change goes unseen.
+            table: File::open("/proc/self/mountinfo")?,
+            source: source.to_path_buf(),
+            known: Vec::new(),
+        };
+        mounts.known = mounts.now()?;
+        Ok(mounts)
+    }
+
+    fn now(&self) -> io::Result<Vec<Mount>> {
+        let mut mounts = mountinfo::mounts()?;
+        mounts.retain(|mount| {
+            mount.point.starts_with(&self.source) || self.source.starts_with(&mount.point)
+        });
+        Ok(mounts)
+    }
+
+    /// Whether they are other ones than at the time of the last call.
+    fn differ(&mut self) -> bool {
+        match self.now() {
+            Ok(now) => now != std::mem::replace(&mut self.known, now.clone()),
+            Err(_) => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::{Links, LocalTree};
+    use std::fs;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use tempfile::TempDir;
+
+    #[derive(Debug, PartialEq)]
+    enum Forgotten {
+        Name(u64, OsString),
+        Attributes(u64),
+        Listing(u64),
+    }
+
+    impl Forget for Sender<Forgotten> {
+        fn name(&self, directory: u64, name: &OsStr) {
+            let _ = self.send(Forgotten::Name(directory, name.into()));
+        }
+
+        fn attributes(&self, inode: u64) {
+            let _ = self.send(Forgotten::Attributes(inode));
+        }
+
+        fn listing(&self, directory: u64) {
+            let _ = self.send(Forgotten::Listing(directory));
+        }
+    }
+
+    /// A directory on a file system that tells of changes, and its watcher.
+    struct Case {
+        dir: TempDir,
+        watcher: Arc<Watcher>,
+        forgotten: Receiver<Forgotten>,
+    }
+
+    impl Case {
+        /// None where the tests have no such file system.
+        fn new() -> Option<Case> {
+            let dir = TempDir::new().unwrap();
+            let dir = match is_telling(dir.path()) {
+                true => dir,
+                false => TempDir::new_in("/dev/shm").unwrap(),
+            };
+            if !is_telling(dir.path()) {
+                println!("skipped: no file system that tells of changes");
+                return None;
+            }
+            let (watcher, woken) = Watcher::new().unwrap();
+            let (sender, forgotten) = channel();
+            watcher.start(woken, dir.path(), sender).unwrap();
+            Some(Case {
+                dir,
+                watcher,
+                forgotten,
+            })
+        }
+
+        fn next(&self) -> Forgotten {
+            self.forgotten.recv_timeout(Duration::from_secs(5)).unwrap()
+        }
+
+        fn is_quiet(&self) -> bool {
+            let patience = Duration::from_millis(100);
+            self.forgotten.recv_timeout(patience).is_err()
+        }
+    }
+
+    impl Drop for Case {
+        fn drop(&mut self) {
+            self.watcher.stop();
+        }
+    }
+
+    /// The directory at `path`, whose own path is free of links.
+    fn enter(path: &Path) -> impl FnOnce() -> Option<Arc<dyn Tree>> {
+        let parent = LocalTree::open(path.parent().unwrap(), Links::Anywhere);
+        let name = PathBuf::from(path.file_name().unwrap());
+        move || parent.ok()?.enter(&name).ok()
+    }
+
+    fn is_telling(path: &Path) -> bool {
+        let opened = File::open(path).unwrap();
+        TELLING.contains(&fstatfs(&opened).unwrap().filesystem_type())
+    }
+
+    fn name(directory: u64, name: &str) -> Forgotten {
+        Forgotten::Name(directory, name.into())
+    }
+
+    #[test]
+    fn the_first_event_ends_the_watch_and_all_that_was_told_is_forgotten() {
+        let Some(case) = Case::new() else { return };
+        let (watcher, path) = (&case.watcher, case.dir.path());
+        let watch = watcher.watch(5, enter(path)).unwrap();
+        assert!(!watcher.tell(watch, OsStr::new("a"), 6), "not complete");
+        watcher.complete(watch);
+        assert!(watcher.tell(watch, OsStr::new("a"), 6));
+        assert!(watcher.holds(watch));
+        assert_eq!(watcher.completed(5), Some(watch));
+        assert!(case.is_quiet());
+
+        fs::write(path.join("new"), "").unwrap();
+        let forgotten = [(); 4].map(|()| case.next());
+        assert_eq!(
+            forgotten,
+            [
+                name(5, "."),
+                name(5, "a"),
+                Forgotten::Attributes(6),
+                Forgotten::Listing(5)
+            ]
+        );
+        assert!(!watcher.holds(watch) && !watcher.tell(watch, OsStr::new("a"), 6));
+        assert_eq!(watcher.completed(5), None);
+        fs::write(path.join("new"), "again").unwrap();
+        // An answer on its way at the first time is there by now.
+        assert_eq!(case.next(), name(5, "a"));
+        assert!(case.is_quiet());
+
+        let again = watcher.watch(5, enter(path)).unwrap();
+        assert!(watcher.holds(again) && !watcher.holds(watch));
+    }
+
+    #[test]
+    fn everything_that_may_change_what_is_shown_is_an_event() {
+        let Some(case) = Case::new() else { return };
+        let path = case.dir.path().join("dir");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("file"), "text").unwrap();
+        let file = path.join("file");
+        let mapped = File::options().read(true).write(true).open(&file).unwrap();
+        let changes: [(&str, &dyn Fn()); 7] = [
+            ("write", &|| {
+                let mut file = File::options().append(true).open(&file).unwrap();
+                file.write_all(b"more").unwrap();
+            }),
+            ("truncate", &|| mapped.set_len(1).unwrap()),
+            ("mode", &|| {
+                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+                fs::set_permissions(&file, mode).unwrap();
+            }),
+            ("move", &|| fs::rename(&file, path.join("moved")).unwrap()),
+            ("remove", &|| fs::remove_file(path.join("moved")).unwrap()),
+            ("directory", &|| fs::create_dir(path.join("sub")).unwrap()),
+            ("self", &|| {
+                fs::rename(&path, case.dir.path().join("other")).unwrap()
+            }),
+        ];
+        for (what, change) in changes {
+            let watch = case.watcher.watch(5, enter(&path)).unwrap();
+            change();
+            assert_eq!(case.next(), name(5, "."), "{what}");
+            assert_eq!(case.next(), Forgotten::Listing(5), "{what}");
+            assert!(!case.watcher.holds(watch), "{what}");
+        }
+    }
+
+    #[test]
+    fn one_directory_may_go_by_two_numbers() {
+        let Some(case) = Case::new() else { return };
+        for number in [5, 6] {
+            case.watcher.watch(number, enter(case.dir.path())).unwrap();
+        }
+        case.watcher.forgotten(5);
+        fs::write(case.dir.path().join("new"), "").unwrap();
+        assert_eq!(case.next(), name(6, "."));
+    }
+
+    #[test]
+    fn what_concerns_all_ends_every_watch() {
+        let Some(case) = Case::new() else { return };
+        let paths = ["watched", "incoming", "kept"].map(|name| case.dir.path().join(name));
+        paths.iter().for_each(|path| fs::create_dir(path).unwrap());
+        let [watched, incoming, kept] = paths;
+        case.watcher.concerns_all(&incoming).unwrap();
+        for round in 0..2 {
+            let watch = case.watcher.watch(5, enter(&watched)).unwrap();
+            fs::write(incoming.join("file"), "").unwrap();
+            assert!(case.is_quiet(), "{round}");
+            fs::rename(incoming.join("file"), kept.join("file")).unwrap();
+            assert_eq!(case.next(), name(5, "."));
+            assert_eq!(case.next(), Forgotten::Listing(5));
+            assert!(!case.watcher.holds(watch), "{round}");
+        }
+    }
+
+    #[test]
+    fn a_listing_that_nobody_watches_is_dropped() {
+        let Some(case) = Case::new() else { return };
+        case.watcher.listed(7, None);
+        assert_eq!(case.next(), Forgotten::Listing(7));
+        let watch = case.watcher.watch(5, enter(case.dir.path())).unwrap();
+        case.watcher.complete(watch);
+        case.watcher.listed(5, Some(watch));
+        assert!(case.is_quiet());
+    }
+
+    #[test]
+    fn what_tells_of_no_changes_is_not_watched() {
+        let Some(case) = Case::new() else { return };
+        assert_eq!(case.watcher.watch(5, enter(Path::new("/proc/sys"))), None);
+        let (link, dir) = (case.dir.path().join("link"), case.dir.path().join("dir"));
+        fs::create_dir_all(dir.join("sub")).unwrap();
+        std::os::unix::fs::symlink(&dir, &link).unwrap();
+        assert_eq!(case.watcher.watch(5, enter(&link)), None);
+        let tree = LocalTree::open(case.dir.path(), Links::Anywhere).unwrap();
+        let below = || tree.enter(Path::new("link/sub")).ok();
+        assert_eq!(case.watcher.watch(5, below), None);
+        assert_eq!(case.watcher.watch(5, enter(&dir.join("none"))), None);
+        assert!(case.watcher.watch(5, enter(&dir.join("sub"))).is_some());
+    }
+
+    #[test]
+    fn nothing_is_watched_before_the_start_and_after_the_end() {
+        let dir = TempDir::new().unwrap();
+        let (watcher, _woken) = Watcher::new().unwrap();
+        assert_eq!(watcher.watch(5, enter(dir.path())), None);
+        let Some(case) = Case::new() else { return };
+        case.watcher.watch(5, enter(case.dir.path())).unwrap();
+        case.watcher.stop();
+        assert_eq!(case.watcher.watch(6, enter(case.dir.path())), None);
+        fs::write(case.dir.path().join("new"), "").unwrap();
+        assert!(case.is_quiet());
+    }
+}
