@@ -30,7 +30,7 @@ def needs_root():
 
 def needs(program):
     needs_root()
-    if not shutil.which(program):
+    if not shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"):
         pytest.skip(f"{program} is missing (package {PACKAGES[program]})")
 
 
