@@ -39,8 +39,9 @@ def expected(source, tmp_path_factory):
 
 @pytest.fixture
 def path(source, mounted):
-    """On a mount of its own each time, so that no page is in the cache yet."""
-    with mounted(source) as mount_point:
+    """On a mount of its own each time, so that no page is in the cache yet, and streamed: what is promoted is read
+    by the kernel from its own file, where O_DIRECT wants everything aligned."""
+    with mounted(source, "--promote", "never") as mount_point:
         yield mount_point / "model.safetensors"
 
 
