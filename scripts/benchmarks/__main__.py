@@ -14,7 +14,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 from . import __doc__ as description
-from . import distance, indexes, loading, looking, machine, memory, peers, plot, pressure, reading, reads, tree, verifying
+from . import (
+    distance,
+    indexes,
+    loading,
+    looking,
+    machine,
+    memory,
+    peers,
+    plot,
+    pressure,
+    reading,
+    reads,
+    tree,
+    verifying,
+)
 from .models import Models
 from .report import Report
 from .stfs import Stfs

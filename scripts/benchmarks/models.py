@@ -116,7 +116,9 @@ class Models:
             size = 4 * sum(files.values()) * torch.Size(shape).numel()
             with being_made(source, size) as directory:
                 for name, count in files.items():
-                    tensors = {f"layer{index}.weight": torch.randn(shape, generator=generator) for index in range(count)}
+                    tensors = {
+                        f"layer{index}.weight": torch.randn(shape, generator=generator) for index in range(count)
+                    }
                     torch.save(tensors, directory / f"{name}.bin")
         return model
 

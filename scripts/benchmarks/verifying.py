@@ -14,7 +14,7 @@ def run(bench):
     report = bench.report
     report.section(
         "verifying",
-        f"Verifying {len(model.checkpoints)} converted files whose checkpoints lie in one directory: {model.describe()}",
+        f"Verifying {len(model.checkpoints)} converted files, checkpoints in one directory: {model.describe()}",
         "the whole command; reading: each file from beginning to end, by one thread",
     )
     if not bench.stfs.has_command("cache"):

@@ -1,5 +1,5 @@
-"""The conversion cache on real mounts: what is promoted and when, what is shown of it, and everything that can happen
-to a cache directory while it is in use. Whatever happens, the bytes are those that a checkpoint without a cache gives."""
+"""The conversion cache on real mounts: what is promoted and when, what is shown of it, and what can happen to a
+cache directory while it is in use. Whatever happens, the bytes are those that a checkpoint without a cache gives."""
 
 import contextlib
 import json
@@ -20,6 +20,7 @@ from caches import MIB, SIZE, promoted, settled, tier, wait_for
 from filesystems import tmpfs
 from safetensors.torch import load_file, save
 from users import NOBODY, fuse_is_open_to_all, needs_root, run_where_fuse_is_open_to_all
+
 
 def tensors(seed, mib=6):
     generator = torch.Generator().manual_seed(seed)

@@ -195,7 +195,8 @@ def test_what_was_promoted_is_found_after_a_remount(kind, tmp_path, cache):
             before = os.stat(place / "model.pt")
         if kind != "sshfs":
             # Another one takes the device number that is free now.
-            other = shutil.copy(image, tmp_path / "other") if kind == "squashfs" else filesystems.btrfs(tmp_path / "other")
+            other = tmp_path / "other"
+            shutil.copy(image, other) if kind == "squashfs" else filesystems.btrfs(other)
             stack.enter_context(filesystems.mounted(other, tmp_path / "elsewhere"))
         with mounted():
             # sshfs numbers inodes as they are asked for.

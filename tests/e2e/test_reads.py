@@ -127,8 +127,9 @@ def test_directory_of_many_tensors(tmp_path, mounted):
     """Each is listed once, found by name, and has its own size and bytes."""
     count = 100_000
     flat = torch.arange(2 * count, dtype=torch.int32)
-    torch.save({f"layer.{index}": flat[index : index + 1 + index % 2].clone() for index in range(count)},
-               tmp_path / "many.pt")
+    torch.save(
+        {f"layer.{index}": flat[index : index + 1 + index % 2].clone() for index in range(count)}, tmp_path / "many.pt"
+    )
     with mounted(tmp_path) as mount_point:
         directory = mount_point / "many.tensors"
         names = os.listdir(directory)
