@@ -136,8 +136,8 @@ class Models:
         source = self.directory / f"indexes-{size}"
         if not source.exists():
             with being_made(source) as directory:
-                # With the shard's name 220 bytes each.
-                names = [f"model.layers.{index:06}.{'x' * 150}.weight" for index in range(self.scaled(size // 220, 10))]
+                # With the shard's name 216 bytes each.
+                names = [f"model.layers.{index:06}.{'x' * 150}.weight" for index in range(self.scaled(size // 216, 10))]
                 for index in range(number):
                     (directory / f"model{index}").mkdir()
                     write_index(directory / f"model{index}", names)
