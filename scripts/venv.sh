@@ -10,9 +10,9 @@ install_package() {
         return 1
     fi
     echo "installing $1"
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get install --yes -qq "$1" >/dev/null && return
-    apt-get update -qq && apt-get install --yes -qq "$1" >/dev/null
+    # On a bare machine nothing is known of any package yet.
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq --no-install-recommends "$1")
+    "${install[@]}" >/dev/null 2>&1 || { apt-get update -qq && "${install[@]}" >/dev/null; }
 }
 
 # Brings the virtual environment to what the requirements say. Does nothing if it is there already.

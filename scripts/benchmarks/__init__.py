@@ -8,7 +8,10 @@
 * reading: reads of a shown file, buffered and O_DIRECT, with cat, dd and fio, against the native file
 * cold: the whole file from the disk, against reading the checkpoint itself
 * memory: the background process of the mount while models are loaded
-* tree: mounting and listing 10,000 small checkpoints
+* tree: mounting, listing and searching 10,000 small checkpoints, against the source itself
+* distance: the first `ls -l` of a 1 GB checkpoint behind 30 ms, and what it reads, against the least there is to read
+* verifying: `stfs cache verify` of 400 checkpoints in one directory, against reading both files
+* indexes: an index of 20,000 tensors, first and later, and the memory that four of 14 MiB take
 * pressure (with --big): a model of half the memory is streamed, then another is loaded
 
 Unless a row says otherwise, source files are in the page cache, every mount is new and starts with an empty cache

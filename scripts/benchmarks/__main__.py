@@ -14,7 +14,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 from . import __doc__ as description
-from . import loading, looking, machine, memory, peers, plot, pressure, reading, reads, tree
+from . import (
+    distance,
+    indexes,
+    loading,
+    looking,
+    machine,
+    memory,
+    peers,
+    plot,
+    pressure,
+    reading,
+    reads,
+    tree,
+    verifying,
+)
 from .models import Models
 from .report import Report
 from .stfs import Stfs
@@ -28,6 +42,9 @@ SECTIONS = {
     "cold": reading.cold,
     "memory": memory.run,
     "tree": tree.run,
+    "distance": distance.run,
+    "verifying": verifying.run,
+    "indexes": indexes.run,
     "pressure": pressure.run,
 }
 # Sections that are only run when they are asked for.
@@ -48,7 +65,7 @@ def main():
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measures stfs against its peers, in one run.",
-        epilog="The models take 10 GB of disk, and once promoted 4 GB more; the 4 GB model wants 20 GB of memory. Root "
+        epilog="The models take 12 GB of disk, and once promoted 4 GB more; the 4 GB model wants 20 GB of memory. Root "
         "gives passthrough mounts and really cold reads.",
     )
     parser.add_argument("--dir", type=Path, help="where models are made and kept (default: a temporary directory)")

@@ -97,6 +97,52 @@ class Models:
                         (model / f"step{step}.pt").write_bytes(content)
         return path, directories * PER_DIRECTORY
 
+    def layers(self):
+        """160 tensors of equal size that make 1 GB, as a distant server might have them."""
+        shape = (self.scaled(1_638_400, 1_000),)
+        source = self.directory / "layers"
+        return self._pickles("160 tensors in float32", source, {"pytorch_model": 160}, shape)
+
+    def siblings(self):
+        """400 checkpoints of 1 MB in one directory."""
+        names = {f"step{number:04}": 4 for number in range(self.scaled(400, 10))}
+        return self._pickles("of four tensors", self.directory / "siblings", names, (65_536,))
+
+    def _pickles(self, title, source, files, shape):
+        """Checkpoints by name and count of tensors, and nothing beside them."""
+        model = Model(title, source, [source / f"{name}.bin" for name in files], [])
+        if not source.exists():
+            generator = torch.Generator().manual_seed(0)
+            size = 4 * sum(files.values()) * torch.Size(shape).numel()
+            with being_made(source, size) as directory:
+                for name, count in files.items():
+                    tensors = {
+                        f"layer{index}.weight": torch.randn(shape, generator=generator) for index in range(count)
+                    }
+                    torch.save(tensors, directory / f"{name}.bin")
+        return model
+
+    def index(self, count):
+        """A directory with an index of so many tensors, all of one shard, which has one of them; and the count."""
+        count = self.scaled(count, 10)
+        source = self.directory / f"index-{count}"
+        if not source.exists():
+            with being_made(source) as directory:
+                write_index(directory, [f"model.layers.{number}.weight" for number in range(count)])
+        return source, count
+
+    def large_indexes(self, number, size):
+        """Directories with an index each; and the size of one."""
+        source = self.directory / f"indexes-{size}"
+        if not source.exists():
+            with being_made(source) as directory:
+                # With the shard's name 216 bytes each.
+                names = [f"model.layers.{index:06}.{'x' * 150}.weight" for index in range(self.scaled(size // 216, 10))]
+                for index in range(number):
+                    (directory / f"model{index}").mkdir()
+                    write_index(directory / f"model{index}", names)
+        return source, (source / "model0" / "pytorch_model.bin.index.json").stat().st_size
+
     def zeros(self, size):
         """A checkpoint of `size` bytes of zeros in tensors of 256 MiB. It is sparse: no room on the disk is needed."""
         source, native = self.directory / f"zeros-{size >> 20}", self.directory / f"zeros-{size >> 20}-native"
@@ -199,6 +245,13 @@ def gpt2_shapes(layers, vocabulary):
         }
         shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
     return shapes | {"ln_f.weight": (width,), "ln_f.bias": (width,)}
+
+
+def write_index(directory, names):
+    shard = "pytorch_model-00001-of-00001.bin"
+    torch.save({names[0]: torch.zeros(4)}, directory / shard)
+    index = {"metadata": {"total_size": 16}, "weight_map": dict.fromkeys(names, shard)}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
 def write_llama(directory, names, config):

@@ -108,7 +108,18 @@ PANELS = [
         [
             ("mount, nothing planned", "ls -lR, nothing planned", STFS),
             ("mount, plans cached", "ls -lR, plans cached", STFS),
+            ("mount, plans cached, again", "ls -lR, plans cached, again", STFS),
             ("the source", "ls -lR of the source", NATIVE),
+        ],
+    ),
+    Panel(
+        "First ls -l of a checkpoint far away",
+        "sshfs, 30 ms before every reply",
+        "distance",
+        [
+            ("tensors by Python's zipfile", "the list of tensors by Python's zipfile", OTHER),
+            ("mount", "first ls -l", STFS),
+            ("the source", "ls -l of the source", NATIVE),
         ],
     ),
 ]

@@ -120,6 +120,8 @@ def shown(value, unit):
             return f"{value / 1e6:>8.1f} MB"
         case "bytes/s":
             return f"{value / 1e9:>6.2f} GB/s"
+        case "n":
+            return f"{value:>8.0f}   "
         case "x":
             return f"{value:>8.2f} x "
     raise ValueError(unit)

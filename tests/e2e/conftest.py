@@ -1,4 +1,8 @@
-"""Fixtures: the stfs program, mounts that end with their test, and visible skips where either cannot be had."""
+"""Fixtures: the stfs program, mounts that end with their test, and visible skips where either cannot be had.
+
+With STFS_REQUIRE_E2E=1 a skip is a failure: what a test needs can be installed, and was not. Only what is no part of
+this repository and cannot be installed either may be missing: `MATERIAL` begins the reason of such a skip.
+"""
 
 import contextlib
 import gc
@@ -12,9 +16,33 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 import pytest
+from caches import Cache
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 60
+
+REQUIRE_ALL = os.environ.get("STFS_REQUIRE_E2E") == "1"
+MATERIAL = "material that is not part of this repository: "
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return required((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return required((yield))
+
+
+def required(report):
+    """The report, of a failure if it is of a skip that STFS_REQUIRE_E2E does not allow."""
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not reason.startswith(MATERIAL):
+            report.outcome = "failed"
+            report.longrepr = f"skipped, and STFS_REQUIRE_E2E is set: {reason}"
+    return report
 
 
 class Stfs:
@@ -46,26 +74,35 @@ class Stfs:
         return self.run("convert", source, target)
 
     @contextlib.contextmanager
-    def mounted(self, source, *options):
-        """Mounts `source` and yields the mount point. The mount must still answer when the block ends."""
+    def mounted(self, source, *options, source_stays=True):
+        """Mounts `source` and yields the mount point. The mount must still answer when the block ends, unless its
+        source may be gone by then. It can be unmounted either way."""
         self._mounts += 1
         mount_point = self.directory / f"mount{self._mounts}"
         mount_point.mkdir()
         self.run("mount", *options, source, mount_point)
         try:
-            assert os.path.ismount(mount_point), "`stfs mount` returned without a mount"
+            assert is_mounted(mount_point), "`stfs mount` returned without a mount"
             yield mount_point
-            os.statvfs(mount_point)
-            os.listdir(mount_point)
+            if source_stays:
+                os.statvfs(mount_point)
+                os.listdir(mount_point)
         finally:
             # Tensors that alias a mapping of a mounted file would keep the mount busy.
             gc.collect()
             result = self.run("umount", mount_point, check=False)
-            if os.path.ismount(mount_point):
+            left = is_mounted(mount_point)
+            if left:
                 subprocess.run(["fusermount3", "-uz", mount_point], check=False)
         assert result.returncode == 0, f"stfs umount: {result.stdout}{result.stderr}"
-        assert not os.path.ismount(mount_point), "`stfs umount` left the mount"
+        assert not left, "`stfs umount` left the mount"
         mount_point.rmdir()
+
+
+def is_mounted(path):
+    """By what the kernel says: nobody is asked who might not answer."""
+    with open("/proc/self/mountinfo") as mounts:
+        return str(path) in (line.split()[4] for line in mounts)
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +121,11 @@ def mounted(stfs):
     if os.geteuid() != 0 and not shutil.which("fusermount3"):
         pytest.skip("fusermount3 is missing (package fuse3): mounts cannot be tested here")
     return stfs.mounted
+
+
+@pytest.fixture
+def cache(stfs, mounted, tmp_path):
+    return Cache(stfs, tmp_path / "cache")
 
 
 def derived(path, suffix=".safetensors"):

@@ -1,5 +1,5 @@
-"""The conversion cache on real mounts: what is promoted and when, what is shown of it, and everything that can happen
-to a cache directory while it is in use. Whatever happens, the bytes are those that a checkpoint without a cache gives."""
+"""The conversion cache on real mounts: what is promoted and when, what is shown of it, and what can happen to a
+cache directory while it is in use. Whatever happens, the bytes are those that a checkpoint without a cache gives."""
 
 import contextlib
 import json
@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,25 +16,15 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
+from caches import MIB, SIZE, promoted, settled, tier, wait_for
+from filesystems import tmpfs
 from safetensors.torch import load_file, save
-
-# A checkpoint may be promoted once its times are older than the grain of any file system.
-SETTLED_S = 3.2
-PATIENCE_S = 20
-MIB = 1 << 20
+from users import NOBODY, fuse_is_open_to_all, needs_root, run_where_fuse_is_open_to_all
 
 
 def tensors(seed, mib=6):
     generator = torch.Generator().manual_seed(seed)
     return {f"layer{index}.weight": torch.randn(mib * MIB // 24, generator=generator) for index in range(6)}
-
-
-def settled(path, state_dict):
-    """A checkpoint that has been there for a while. What the change time says cannot be set: it is waited for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state_dict, path)
-    time.sleep(SETTLED_S)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -52,57 +41,6 @@ def wanted(model):
 @pytest.fixture(scope="module")
 def large_model(tmp_path_factory):
     return settled(tmp_path_factory.mktemp("cached") / "large" / "pytorch_model.bin", tensors(3, mib=200))
-
-
-class Cache:
-    """A cache directory, and mounts that use it."""
-
-    def __init__(self, stfs, path):
-        self.stfs = stfs
-        self.path = path
-
-    def mounted(self, source, *options):
-        return self.stfs.mounted(source, "--cache-dir", self.path, "--cache-size", "1G", *options)
-
-    def run(self, command, *arguments, check=True):
-        return self.stfs.run(*command.split(), "--cache-dir", self.path, *arguments, check=check)
-
-    def json(self, command, *arguments):
-        return json.loads(self.run(command, "--json", *arguments).stdout)
-
-    def warm(self, *paths):
-        return self.run("warm", *paths)
-
-    def data(self):
-        """The converted files."""
-        files = self.path / "files"
-        return [path for path in files.rglob("*") if path.is_file() and path.suffix != ".record"]
-
-    def unfinished(self):
-        incoming = self.path / "incoming"
-        return list(incoming.iterdir()) if incoming.exists() else []
-
-
-@pytest.fixture
-def cache(stfs, mounted, tmp_path):
-    return Cache(stfs, tmp_path / "cache")
-
-
-def tier(path):
-    return os.getxattr(path, "user.stfs.tier").decode()
-
-
-def wait_for(condition, patience=PATIENCE_S):
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def promoted(shown):
-    """The file, once a lookup finds it promoted."""
-    wait_for(lambda: tier(shown) == "promoted")
-    return shown
 
 
 def read_mapped(path):
@@ -260,9 +198,9 @@ def test_cache_commands(cache, model, wanted):
 def test_warm_takes_paths_in_a_mount(cache, stfs, model, wanted):
     with cache.mounted(model.parent) as mount:
         # The mount knows its own cache directory.
-        stfs.run("warm", mount / "model.safetensors")
+        stfs.run("warm", *SIZE, mount / "model.safetensors")
         assert promoted(mount / "model.safetensors").read_bytes() == wanted
-        assert "was there" in stfs.run("warm", mount).stderr
+        assert "was there" in stfs.run("warm", *SIZE, mount).stderr
     assert stfs.run("warm", model.parent / "absent", check=False).returncode == 1
 
 
@@ -270,7 +208,7 @@ def test_root_is_part_of_what_a_file_is(cache, tmp_path):
     state = {"plain": {"w": torch.arange(1000.0)}, "ema": {"w": torch.arange(1000.0) + 1}}
     model = settled(tmp_path / "model" / "m.pt", state)
     for root in ("plain", "ema"):
-        cache.run("warm", "--root", root, model)
+        cache.warm("--root", root, model)
     assert len(cache.data()) == 2
     for root in ("plain", "ema"):
         with cache.mounted(model.parent, "--root", root) as mount:
@@ -286,7 +224,7 @@ def test_killed_while_promoting(cache, stfs, large_model, moment):
     """kill -9 at any moment: no wrong byte, and nothing is left for good."""
     model = large_model
     wanted = save(torch.load(model), {"format": "pt"})
-    command = [stfs.binary, "warm", "--quiet", "--cache-dir", cache.path, "--cache-size", "1G", model]
+    command = [stfs.binary, "warm", "--quiet", "--cache-dir", cache.path, *SIZE, model]
     process = subprocess.Popen(list(map(str, command)), env=stfs.environment)
     time.sleep(random.Random(moment).uniform(0.005, 0.4))
     process.send_signal(signal.SIGKILL)
@@ -305,7 +243,7 @@ def test_killed_while_promoting(cache, stfs, large_model, moment):
 def test_mount_killed_while_promoting(cache, model, wanted, stfs, tmp_path):
     point = tmp_path / "mount"
     point.mkdir()
-    options = ["--cache-dir", cache.path, "--cache-size", "1G", "--promote", "always"]
+    options = ["--cache-dir", cache.path, *SIZE, "--promote", "always"]
     stfs.run("mount", *options, model.parent, point)
     file = os.open(point / "model.safetensors", os.O_RDONLY)
     pid = int(os.getxattr(point, "user.stfs.pid"))
@@ -330,7 +268,7 @@ def test_promoted_file_outlives_a_killed_mount(cache, model, wanted, stfs, tmp_p
     cache.warm(model)
     point = tmp_path / "mount"
     point.mkdir()
-    stfs.run("mount", "--cache-dir", cache.path, model.parent, point)
+    stfs.run("mount", "--cache-dir", cache.path, *SIZE, model.parent, point)
     try:
         with open(point / "model.safetensors", "rb") as file:
             os.kill(int(os.getxattr(point, "user.stfs.pid")), signal.SIGKILL)
@@ -353,7 +291,7 @@ def test_source_replaced_during_a_promotion(cache, stfs, tmp_path):
     model = settled(tmp_path / "model" / "pytorch_model.bin", tensors(4, mib=200))
     new = tmp_path / "new.bin"
     torch.save(tensors(5), new)
-    command = [stfs.binary, "warm", "--quiet", "--cache-dir", cache.path, "--cache-size", "1G", model]
+    command = [stfs.binary, "warm", "--quiet", "--cache-dir", cache.path, *SIZE, model]
     process = subprocess.Popen(list(map(str, command)), env=stfs.environment, stderr=subprocess.DEVNULL)
     wait_for(lambda: cache.unfinished() or process.poll() is not None)
     os.replace(new, model)
@@ -362,18 +300,6 @@ def test_source_replaced_during_a_promotion(cache, stfs, tmp_path):
     with cache.mounted(model.parent) as mount:
         assert (mount / "model.safetensors").read_bytes() == wanted
         assert promoted(mount / "model.safetensors").read_bytes() == wanted
-
-
-@contextlib.contextmanager
-def tmpfs(path, options):
-    if os.geteuid() != 0:
-        pytest.skip("making a file system needs root")
-    path.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "stfs-test", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
 
 
 def test_cache_on_a_file_system_that_fills_up(cache, model, wanted):
@@ -462,13 +388,13 @@ def test_eviction_spares_what_is_mapped(cache, tmp_path):
     models = [settled(tmp_path / f"model{index}" / "m.pt", tensors(10 + index)) for index in range(3)]
     first = save(torch.load(models[0]), {"format": "pt"})
     options = ["--cache-size", str(len(first) * 2 + MIB)]
-    cache.stfs.run("warm", "--cache-dir", cache.path, *options, models[0])
+    cache.warm(models[0], size=options)
     with cache.mounted(models[0].parent) as mount:
         with open(promoted(mount / "m.safetensors"), "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         with mapping:
             for model in models[1:]:
-                cache.stfs.run("warm", "--cache-dir", cache.path, *options, model)
+                cache.warm(model, size=options)
             kept = {item["source"]: item["in_use"] for item in cache.json("cache list")}
             assert kept == {str(models[0]): True, str(models[2]): False}
             refused = cache.run("cache evict", models[0], check=False)
@@ -509,36 +435,13 @@ def test_private(cache, model):
     assert (cache.path / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
 
 
-NOBODY = 65534
-
-# In a mount namespace of its own; $1 is an empty directory, the rest the command.
-OPEN_TO_ALL = """
-mknod "$1/fuse" c 10 229 && chmod 666 "$1/fuse" && mount --bind "$1/fuse" /dev/fuse || exit 77
-shift; exec "$@"
-"""
-
-
-def run_where_fuse_is_open_to_all(test):
-    if os.environ.get("STFS_NAMESPACE"):
-        pytest.skip("/dev/fuse stays closed to ordinary users")
-    with tempfile.TemporaryDirectory() as directory:
-        command = ["unshare", "--mount", "sh", "-c", OPEN_TO_ALL, "sh", directory]
-        command += [sys.executable, "-m", "pytest", "-q", f"{__file__}::{test}"]
-        environment = {**os.environ, "STFS_NAMESPACE": "1"}
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if result.returncode == 77:
-        pytest.skip(f"no namespace with an open /dev/fuse: {result.stderr}")
-    assert "1 passed" in result.stdout, result.stdout + result.stderr
-
-
+@needs_root
 def test_an_ordinary_user_has_the_cache_without_passthrough(stfs, mounted):
     """Through fusermount3 and without CAP_SYS_ADMIN: what is promoted is read through the background process."""
-    if os.geteuid() != 0:
-        pytest.skip("becoming another user needs root; all other tests have run as an ordinary one")
     if not shutil.which("fusermount3"):
         pytest.skip("fusermount3 is missing (package fuse3)")
-    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
-        run_where_fuse_is_open_to_all("test_an_ordinary_user_has_the_cache_without_passthrough")
+    if not fuse_is_open_to_all():
+        run_where_fuse_is_open_to_all(f"{__file__}::test_an_ordinary_user_has_the_cache_without_passthrough")
         return
     with tempfile.TemporaryDirectory(prefix="stfs-nobody-", dir="/tmp") as directory:
         place = Path(directory)
@@ -557,7 +460,7 @@ def test_an_ordinary_user_has_the_cache_without_passthrough(stfs, mounted):
             assert result.returncode == 0, (words, result.stderr)
             return result.stdout
 
-        options = ["--cache-dir", kept, "--cache-size", "1G", "--promote", "always"]
+        options = ["--cache-dir", kept, *SIZE, "--promote", "always"]
         run(program, "mount", *options, place / "model", point)
         try:
             shown = point / "m.safetensors"

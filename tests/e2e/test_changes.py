@@ -15,6 +15,7 @@ import oracle
 import pytest
 import torch
 from conftest import derived, read_everything
+from users import NOBODY, as_user, needs_root
 
 ELEMENTS = 2_000_000
 OLD, NEW = 0x01010101, 0x02020202
@@ -238,7 +239,7 @@ def test_written_slowly(tmp_path, mounted):
         assert not (mount_point / "model.bin.refused.txt").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@needs_root
 def test_permissions_of_the_source_hold(tmp_path, mounted):
     source = tmp_path / "source"
     (source / "private").mkdir(parents=True)
@@ -251,12 +252,7 @@ def test_permissions_of_the_source_hold(tmp_path, mounted):
     with mounted(source, "--allow-other") as mount_point:
         assert (mount_point / "private" / "model.safetensors").exists()
 
-        def as_another_user():
-            # Inside first: the other user may not be able to walk to the mount point.
-            os.chdir(mount_point)
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
+        def use():
             with open("open.safetensors", "rb") as file:
                 assert elements(file.read()) == {OLD}
             for attempt in (
@@ -268,20 +264,7 @@ def test_permissions_of_the_source_hold(tmp_path, mounted):
                 with pytest.raises(PermissionError):
                     attempt()
 
-        assert exit_status_of(as_another_user) == 0
-
-
-def exit_status_of(function):
-    """Runs `function` in a child process: 0 if it returned."""
-    child = os.fork()
-    if child == 0:
-        try:
-            function()
-            os._exit(0)
-        except BaseException as error:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        as_user(NOBODY, mount_point, use)
 
 
 def test_dangling_links(source, mounted):

@@ -15,7 +15,7 @@ import numpy
 import oracle
 import pytest
 import torch
-from conftest import REPOSITORY, derived, read_everything, refusal
+from conftest import MATERIAL, REPOSITORY, derived, read_everything, refusal
 from safetensors.torch import save
 
 CORPUS = Path(os.environ.get("STFS_CORPUS", REPOSITORY.parent / "shared" / "corpus"))
@@ -65,7 +65,8 @@ def parameters(paths):
 
 
 PATHS = manifest()
-NEEDS_CORPUS = pytest.mark.skipif(not PATHS, reason=f"no corpus at {CORPUS}: set STFS_CORPUS")
+NO_CORPUS = f"{MATERIAL}no corpus at {CORPUS}: set STFS_CORPUS"
+NEEDS_CORPUS = pytest.mark.skipif(not PATHS, reason=NO_CORPUS)
 TORCH_ZIPS = [path for path in PATHS if is_torch_zip(path)]
 OTHER_CHECKPOINTS = [path for path in PATHS if Path(path).suffix in CHECKPOINT_EXTENSIONS and path not in TORCH_ZIPS]
 ARRAYS = [path for path in PATHS if Path(path).suffix in {".npy", ".npz"}]
@@ -74,7 +75,7 @@ ARRAYS = [path for path in PATHS if Path(path).suffix in {".npy", ".npz"}]
 @pytest.fixture(scope="module")
 def mount(mounted):
     if not PATHS:
-        pytest.skip(f"no corpus at {CORPUS}: set STFS_CORPUS")
+        pytest.skip(NO_CORPUS)
     with mounted(CORPUS) as mount_point:
         yield mount_point
 
