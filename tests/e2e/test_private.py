@@ -328,12 +328,18 @@ def test_a_distributed_checkpoint_has_the_rights_that_all_its_files_give(distrib
         assert mode(shown) == mode(tensor) == 0o400
         assert_forbidden(mount_point)
 
-        # Of two owners: their rights are not each other's.
+        # Of two owners: everybody may read the one, so the rights are those of the other.
         part.chmod(0o640)
         os.chown(part, SOMEBODY, SOMEBODY)
         time.sleep(VISIBLE_S)
-        assert mode(shown) & OTHERS == mode(tensor) & OTHERS == 0
+        assert mode(shown) == mode(tensor) == 0o440
+        assert (shown.stat().st_uid, shown.stat().st_gid) == (SOMEBODY, SOMEBODY)
         assert_forbidden(mount_point)
+        (distributed / "step1" / ".metadata").chmod(0o640)
+        time.sleep(VISIBLE_S)
+        assert mode(shown) == mode(tensor) == 0
+        assert_forbidden(mount_point)
+        (distributed / "step1" / ".metadata").chmod(0o644)
     part.chmod(0o600)
     with mounted(distributed, "--allow-other") as mount_point:
         assert mode(mount_point / "step1" / "model.safetensors") & OTHERS == 0
@@ -360,7 +366,7 @@ def test_a_copied_index_with_links_to_parts_of_somebody_else(closed, distributed
 
 
 def test_shards_of_one_checkpoint_keep_their_own_rights(source, mounted):
-    """The directory of the tensors of all shards shows each as its shard's."""
+    """The directory of the tensors of all shards is for those who may read them all."""
     model = source / "sharded"
     model.mkdir(mode=0o755)
     weight_map = {}
@@ -374,8 +380,11 @@ def test_shards_of_one_checkpoint_keep_their_own_rights(source, mounted):
     with mounted(source, "--allow-other") as mount_point:
         contents = as_user(NOBODY, mount_point, lambda: everything_readable("sharded"))
         assert not shows_private(contents)
-        assert values(contents["model.tensors/part1"]) == {PUBLIC}
-        assert "model.tensors/part2" not in contents
+        assert values(contents["model-00001-of-00002.tensors/part1"]) == {PUBLIC}
+        assert not any(path.startswith(("model.tensors/", "model-00002")) for path in contents)
+        merged = mount_point / "sharded" / "model.tensors"
+        assert sorted(os.listdir(merged)) == ["part1", "part2"]
+        assert mode(merged) == 0o500
 
 
 # What the mount says of itself

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import slow_sftp
 import torch
+from caches import SETTLED_S
 from filesystems import needs_sshfs
 from users import needs_root
 
@@ -64,6 +65,7 @@ def write_index(directory, names, shard="pytorch_model-00001-of-00001.bin"):
 
 def test_a_large_index_is_worked_out_once(tmp_path, mounted):
     index = write_index(tmp_path / "model", [f"model.layers.{number}.weight" for number in range(20_000)])
+    time.sleep(SETTLED_S)
     with mounted(index.parent) as mount_point:
         shown = mount_point / "model.safetensors.index.json"
         idle = processor_time(mount_point)

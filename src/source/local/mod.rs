@@ -164,22 +164,37 @@ impl LocalTree {
     }
 
     fn enter_at(&self, path: &Path) -> io::Result<LocalTree> {
-        let (root, links) = (&self.root, self.root.links);
+        let root = &self.root;
         let held = root.held()?;
-        if path.as_os_str().is_empty() {
-            let directory = held.directory.clone();
-            return LocalTree::at(root.clone(), held, PathBuf::new(), directory, true);
+        match LocalTree::below(root, &held, path) {
+            Ok(tree) if !tree.is_root() || !tree.inode.is_removed() => return Ok(tree),
+            Err(error) if !root.is_fault_of(&held) => return Err(error),
+            Ok(_) if !root.is_fault_of(&held) => return Err(root.gone()),
+            _ => {}
         }
-        match resolve::directory(&held.directory, &root.path, path, links) {
-            Ok((directory, is_direct)) => {
-                let directory = Arc::new(directory);
-                LocalTree::at(root.clone(), held, path.into(), directory, is_direct)
+        // It is gone, but may be back.
+        LocalTree::below(root, &root.held()?, path)
+    }
+
+    fn below(root: &Arc<Root>, held: &Arc<Held>, path: &Path) -> io::Result<LocalTree> {
+        let (directory, is_direct) = match path.as_os_str().is_empty() {
+            true => (held.directory.clone(), true),
+            false => {
+                let found = resolve::directory(&held.directory, &root.path, path, root.links)?;
+                (Arc::new(found.0), found.1)
             }
-            Err(error) => match root.fault(&held) {
-                Some(fault) => Err(fault),
-                None => Err(error),
-            },
-        }
+        };
+        LocalTree::at(
+            root.clone(),
+            held.clone(),
+            path.into(),
+            directory,
+            is_direct,
+        )
+    }
+
+    fn is_root(&self) -> bool {
+        self.path.as_os_str().is_empty()
     }
 
     /// A descriptor of the file `name` to read from.
@@ -219,7 +234,7 @@ impl Tree for LocalTree {
     }
 
     fn location(&self) -> PathBuf {
-        match self.path.as_os_str().is_empty() {
+        match self.is_root() {
             true => self.root.path.clone(),
             false => self.root.path.join(&self.path),
         }

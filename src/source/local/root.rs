@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::fstatfs;
 
@@ -73,27 +73,45 @@ impl Root {
         })
     }
 
-    /// The root as it is now. One that is gone is looked for at its path, unless
-    /// others read the tree too: whoever may rename what lies above it could put
-    /// something else there.
+    /// The root as it is now. Unless others read the tree too, it is what stands at its
+    /// path: whoever may rename what lies above it could put something else there.
     pub fn held(&self) -> io::Result<Arc<Held>> {
         let mut held = self.lock();
-        match &*held {
-            Some(root) if !root.is_gone() => return Ok(root.clone()),
-            _ if self.links == Links::Inside => return Err(self.gone()),
-            // Lets go of it.
-            _ => *held = None,
+        if let Some(root) = &*held
+            && (self.links == Links::Inside || self.stands_at_path(root))
+        {
+            return Ok(root.clone());
         }
-        match Held::open(&self.path) {
+        if self.links == Links::Inside {
+            return Err(self.gone());
+        }
+        match (Held::open(&self.path), &*held) {
             // The empty directory that a file system is mounted on is not the source.
-            Ok(root) if self.is_same(&root) => Ok(held.insert(Arc::new(root)).clone()),
-            _ => Err(self.gone()),
+            (Ok(root), _) if self.is_same(&root) && !root.is_gone() => {
+                Ok(held.insert(Arc::new(root)).clone())
+            }
+            (_, Some(root)) if !root.is_gone() => Ok(root.clone()),
+            _ => {
+                *held = None;
+                Err(self.gone())
+            }
         }
     }
 
-    /// What is wrong with the root, if that is why nothing was found in `held`.
-    pub fn fault(&self, held: &Held) -> Option<io::Error> {
-        held.is_gone().then(|| self.gone())
+    /// Whether `held` is gone, and that is why nothing was found in it. It is let go of
+    /// then, so that what is left of its file system can be unmounted.
+    pub fn is_fault_of(&self, held: &Held) -> bool {
+        let gone = held.is_gone();
+        if gone {
+            let mut current = self.lock();
+            current.take_if(|current| std::ptr::eq(&**current, held));
+        }
+        gone
+    }
+
+    fn stands_at_path(&self, root: &Held) -> bool {
+        let there = Inode::at(&AT_FDCWD, self.path.as_os_str());
+        there.is_ok_and(|there| there.is(&root.inode))
     }
 
     fn is_same(&self, root: &Held) -> bool {
@@ -106,7 +124,7 @@ impl Root {
         }
     }
 
-    fn gone(&self) -> io::Error {
+    pub fn gone(&self) -> io::Error {
         let what = format!(
             "the source {} is gone: it was removed or unmounted",
             self.path.display()
