@@ -12,11 +12,12 @@ use crate::checkpoint::dtype::ElementType;
 use crate::checkpoint::error::Result;
 use crate::checkpoint::layout::StorageRef;
 use crate::checkpoint::objects::{SavedStorage, Storages, Torch, saved_storage};
+use crate::checkpoint::preamble::{self, PlainPickle};
 use crate::checkpoint::refusal::{Cause, Refusal, malformed, shown};
+use crate::checkpoint::state_dict;
 use crate::checkpoint::storage::{Storage, StorageTable};
 use crate::checkpoint::stream::{self, Pickles};
-use crate::checkpoint::{preamble, state_dict};
-use crate::pickle::{Object, Pickle};
+use crate::pickle::Pickle;
 use crate::source::Source;
 
 /// The magic number 0x1950A86A20F9469CFC6C as LONG1, behind protocol and frame.
@@ -33,10 +34,10 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
     let source = request.source;
     let window = stream::window(source);
     let mut pickles = Pickles::new(source, &window, 0);
-    preamble::check_start(&pickles.next()?, &pickles.next()?)?;
+    preamble::check_start(&pickles.next_plain()?, &pickles.next_plain()?)?;
     let _machine = pickles.next()?;
     let object = pickles.next()?;
-    let keys = pickles.next()?;
+    let keys = pickles.next_plain()?;
     let storages = StreamStorages::find(source, &object, &keys, pickles.offset())?;
     let mut torch = Torch::new(&object, storages);
     let contents = state_dict::read(&mut torch, request.root)?;
@@ -73,7 +74,7 @@ impl StreamStorages {
     fn find(
         source: &Source,
         object: &Pickle,
-        keys: &Pickle,
+        keys: &PlainPickle,
         offset: u64,
     ) -> Result<StreamStorages> {
         let mut storages = StreamStorages {
@@ -96,14 +97,11 @@ impl StreamStorages {
             )
             .into());
         }
-        let Object::List(list) = keys.get(keys.root()) else {
-            return Err(malformed("the keys of its storages are no list").into());
-        };
+        let keys: Option<Vec<String>> = keys.list();
+        let keys =
+            keys.ok_or_else(|| malformed("the keys of its storages are no list of texts"))?;
         let mut at = offset;
-        for key in list {
-            let key = keys
-                .as_str(*key)
-                .ok_or_else(|| malformed("a storage's key is no text"))?;
+        for key in &keys {
             let storage = storages
                 .by_key
                 .get_mut(key)
