@@ -9,6 +9,8 @@ mod corpus;
 mod distributed;
 #[path = "checkpoint/few_requests.rs"]
 mod few_requests;
+#[path = "checkpoint/legacy.rs"]
+mod legacy;
 #[path = "checkpoint/mutation.rs"]
 mod mutation;
 #[path = "checkpoint/npy.rs"]

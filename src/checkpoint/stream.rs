@@ -3,6 +3,7 @@
 //! much of a file is read as the opcodes take.
 
 use super::error::{Error, Result};
+use super::preamble::PlainPickle;
 use super::refusal::{Cause, Refusal};
 use super::verdict;
 use crate::pickle::{self, ErrorKind, Limits, ParseError, Pickle, ReadAt, Window};
@@ -48,6 +49,14 @@ impl<'a> Pickles<'a> {
         let pickle = parse_at(self.window, self.at)?;
         self.at = pickle.end();
         Ok(pickle)
+    }
+
+    /// The next pickle, which is of plain values.
+    pub fn next_plain(&mut self) -> Result<PlainPickle<'a>> {
+        let (start, window) = (self.at, self.window);
+        let pickle = self.next()?;
+        let end = pickle.end();
+        PlainPickle::new(&pickle, end - start, || Ok(window.bytes(start..end)?))
     }
 
     /// The bytes after the last pickle.

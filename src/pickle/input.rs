@@ -1,8 +1,10 @@
 //! Where the bytes of a pickle come from: a slice, or a file of which only the
 //! opcodes are read.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::ops::Range;
 
 use elsa::FrozenVec;
 
@@ -67,11 +69,26 @@ pub struct Window<'s, R: ?Sized> {
     source: &'s R,
     end: u64,
     first_read: u64,
-    chunks: FrozenVec<Box<[u8]>>,
-    /// Bytes from the start of the file to the last chunk.
-    last: Cell<u64>,
+    chunks: FrozenVec<Box<Chunk>>,
     /// Bytes in all chunks.
     held: Cell<u64>,
+}
+
+/// Bytes that were read together.
+struct Chunk {
+    /// Bytes from the start of the file.
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Chunk {
+    /// What there is from `offset` on, which may be where the chunk ends; None before
+    /// and behind, and of an empty chunk.
+    fn from(&self, offset: u64) -> Option<&[u8]> {
+        let start = usize::try_from(offset.checked_sub(self.offset)?).ok()?;
+        let rest = self.bytes.get(start..)?;
+        (!self.bytes.is_empty()).then_some(rest)
+    }
 }
 
 /// About the opcodes around one array.
@@ -87,7 +104,6 @@ impl<'s, R: ReadAt + ?Sized> Window<'s, R> {
             end,
             first_read: FIRST_READ,
             chunks: FrozenVec::new(),
-            last: Cell::new(0),
             held: Cell::new(0),
         }
     }
@@ -104,9 +120,24 @@ impl<'s, R: ReadAt + ?Sized> Window<'s, R> {
     pub fn holding(self, offset: u64, bytes: Vec<u8>) -> Window<'s, R> {
         self.held
             .set(self.held.get().saturating_add(bytes.len() as u64));
-        self.last.set(offset);
-        self.chunks.push(bytes.into());
+        self.chunks.push(Box::new(Chunk { offset, bytes }));
         self
+    }
+
+    /// The bytes of `range` of the file, which are read if they are not kept.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be read, or reach beyond the end.
+    pub fn bytes(&self, range: Range<u64>) -> Result<Cow<'_, [u8]>, R::Error> {
+        let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        let mut chunks = self.chunks.iter();
+        if let Some(bytes) = chunks.find_map(|chunk| chunk.from(range.start)?.get(..len)) {
+            return Ok(bytes.into());
+        }
+        let mut bytes = vec![0; len];
+        self.source.read_exact_at(&mut bytes, range.start)?;
+        Ok(bytes.into())
     }
 
     /// Bytes read and kept so far.
@@ -127,19 +158,11 @@ impl<'a, R: ReadAt + ?Sized> Input<'a> for &'a Window<'_, R> {
     }
 
     fn hold(&self, offset: u64, wanted: u64, limits: &Limits) -> Result<&'a [u8], Stop<R::Error>> {
-        let last = self.chunks.last().unwrap_or_default();
-        let into_last = offset.checked_sub(self.last.get());
-        let rest = into_last
-            .and_then(|start| usize::try_from(start).ok())
-            .and_then(|start| last.get(start..));
-        let next_read = match rest {
-            Some(rest) if !last.is_empty() => {
-                if rest.len() as u64 >= wanted {
-                    return Ok(rest);
-                }
-                (last.len() as u64 * 2).min(LONGEST_READ)
-            }
-            _ => self.first_read,
+        let last = self.chunks.last();
+        let next_read = match last.and_then(|last| Some((last, last.from(offset)?))) {
+            Some((_, rest)) if rest.len() as u64 >= wanted => return Ok(rest),
+            Some((last, _)) => (last.bytes.len() as u64 * 2).min(LONGEST_READ),
+            None => self.first_read,
         };
 
         let beyond = || ErrorKind::Limit {
@@ -152,12 +175,12 @@ impl<'a, R: ReadAt + ?Sized> Input<'a> for &'a Window<'_, R> {
         if held > limits.held {
             return Err(beyond().into());
         }
-        let mut chunk = vec![0; size].into_boxed_slice();
+        let mut bytes = vec![0; size];
         self.source
-            .read_exact_at(&mut chunk, offset)
+            .read_exact_at(&mut bytes, offset)
             .map_err(Stop::Read)?;
-        self.last.set(offset);
         self.held.set(held);
-        Ok(self.chunks.push_get(chunk))
+        let chunk = Box::new(Chunk { offset, bytes });
+        Ok(&self.chunks.push_get(chunk).bytes)
     }
 }

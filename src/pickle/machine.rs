@@ -15,7 +15,7 @@ use super::object::{ByteRange, Call, CallKind, Import, Object, ObjectId, Payload
 use super::objects::Objects;
 use super::opcode::{Argument, Opcode};
 use super::operands::Operands;
-use super::parsed::{Pickle, Step};
+use super::parsed::{Effort, Pickle, Step};
 use super::text;
 
 type Result<T> = std::result::Result<T, ErrorKind>;
@@ -42,7 +42,7 @@ pub(super) struct Machine<'a, 'l> {
     calls: u64,
     /// Tuples that hold, at any depth, what Python cannot hash.
     unhashable_tuples: HashSet<ObjectId>,
-    executed: u64,
+    effort: Effort,
     /// Byte offset of the opcode in execution.
     offset: u64,
     /// The opcode in execution, if it is one.
@@ -77,7 +77,7 @@ impl<'a, 'l> Machine<'a, 'l> {
             imports: Vec::new(),
             calls: 0,
             unhashable_tuples: HashSet::new(),
-            executed: 0,
+            effort: Effort::default(),
             offset,
             opcode: None,
         }
@@ -114,8 +114,8 @@ impl<'a, 'l> Machine<'a, 'l> {
             let byte = self.operands.opcode()?;
             let opcode = Opcode::from_byte(byte).ok_or(ErrorKind::UnknownOpcode(byte))?;
             self.opcode = Some(opcode);
-            self.executed += 1;
-            if self.executed > self.limits.opcodes {
+            self.effort.opcodes += 1;
+            if self.effort.opcodes > self.limits.opcodes {
                 return Err(limit("opcodes", self.limits.opcodes).into());
             }
             if opcode == Opcode::Stop {
@@ -127,6 +127,7 @@ impl<'a, 'l> Machine<'a, 'l> {
                     objects: mem::take(&mut self.objects),
                     imports: mem::take(&mut self.imports),
                     calls: self.calls,
+                    effort: self.effort,
                     end: self.operands.position(),
                 }));
             }

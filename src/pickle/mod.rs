@@ -54,6 +54,7 @@ mod opcode;
 mod operands;
 mod parsed;
 mod parser;
+mod plain;
 mod text;
 
 pub use error::{Error, ErrorKind, ParseError};
@@ -63,6 +64,7 @@ pub use object::{ByteRange, Call, CallKind, Import, Object, ObjectId, Payload, P
 pub use objects::Objects;
 pub use parsed::{Pickle, Step};
 pub use parser::Parser;
+pub use plain::PlainLimits;
 
 use machine::Machine;
 

@@ -131,28 +131,32 @@ impl<'a> Objects<'a> {
         entries
     }
 
-    fn key(&self, id: ObjectId) -> Key<'_> {
+    fn key(&self, id: ObjectId) -> DictKey<'_> {
         /// The floats that an `i64` can hold: from -2^63 to below 2^63.
         const INT: Range<f64> = i64::MIN as f64..-(i64::MIN as f64);
         match self.get(id) {
-            Object::Bool(value) => Key::Int(i64::from(*value)),
-            Object::Int(value) => Key::Int(*value),
-            Object::BigInt(bytes) => Key::BigInt(bytes),
+            Object::Bool(value) => DictKey::Int(i64::from(*value)),
+            Object::Int(value) => DictKey::Int(*value),
+            Object::BigInt(bytes) => DictKey::BigInt(bytes),
             Object::Float(value) if INT.contains(value) && value.fract() == 0.0 => {
-                Key::Int(*value as i64)
+                DictKey::Int(*value as i64)
             }
-            Object::Float(value) if !value.is_nan() => Key::Float(value.to_bits()),
-            Object::Str(text) => text.as_bytes().map_or(Key::Identity(id), Key::Text),
-            Object::String8(bytes) => bytes.as_bytes().map_or(Key::Identity(id), Key::Text),
-            Object::Bytes(bytes) => bytes.as_bytes().map_or(Key::Identity(id), Key::Bytes),
-            _ => Key::Identity(id),
+            Object::Float(value) if !value.is_nan() => DictKey::Float(value.to_bits()),
+            Object::Str(text) => text.as_bytes().map_or(DictKey::Identity(id), DictKey::Text),
+            Object::String8(bytes) => bytes
+                .as_bytes()
+                .map_or(DictKey::Identity(id), DictKey::Text),
+            Object::Bytes(bytes) => bytes
+                .as_bytes()
+                .map_or(DictKey::Identity(id), DictKey::Bytes),
+            _ => DictKey::Identity(id),
         }
     }
 }
 
 /// What makes two dict keys the same key.
 #[derive(PartialEq, Eq, Hash)]
-enum Key<'p> {
+enum DictKey<'p> {
     /// An integer, a bool or a float without a fraction: `1 == True == 1.0`.
     Int(i64),
     BigInt(&'p [u8]),

@@ -14,6 +14,17 @@ pub enum Step<'a> {
     Done(Pickle<'a>),
 }
 
+/// What the stream asked of the machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Effort {
+    /// Opcodes executed.
+    pub(super) opcodes: u64,
+    /// The most marks that stood on the stack at once.
+    pub(super) marks: usize,
+    /// How often the top of the stack was put there again. Picklers never do.
+    pub(super) copies: u64,
+}
+
 /// One pickle: its [`Objects`], which it dereferences to, and the facts of its
 /// stream.
 #[derive(Debug, Clone)]
@@ -22,6 +33,7 @@ pub struct Pickle<'a> {
     pub(super) root: ObjectId,
     pub(super) imports: Vec<Import>,
     pub(super) calls: u64,
+    pub(super) effort: Effort,
     pub(super) end: u64,
 }
 

@@ -125,3 +125,78 @@ fn at_once(batches: &[Batch], work: impl Fn(&Batch) -> Result<()> + Sync) -> Res
         joined.fold(own, Result::and)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::thread::sleep;
+
+    use super::*;
+    use crate::source::Error;
+
+    /// Byte `n` of the file is the lowest byte of `n / 1000`.
+    fn bytes(offset: u64, len: u64) -> Vec<u8> {
+        (offset..offset + len).map(|at| (at / 1000) as u8).collect()
+    }
+
+    fn wanted(ranges: &[Range<u64>]) -> Vec<Vec<u8>> {
+        let ranges = ranges.iter();
+        ranges
+            .map(|range| bytes(range.start, range.end - range.start))
+            .collect()
+    }
+
+    #[test]
+    fn what_lies_close_is_read_together() {
+        // In no order, overlapping, empty, and twice.
+        let ranges = [
+            5000..5010,
+            100..200,
+            150..300,
+            7000..7000,
+            5000..5010,
+            1 << 30..(1 << 30) + 5,
+        ];
+        let reads = Mutex::new(Vec::new());
+        let read = |offset, len| {
+            reads.lock().unwrap().push((offset, len));
+            Ok(bytes(offset, len))
+        };
+        assert_eq!(read_many(&ranges, read).unwrap(), wanted(&ranges));
+        assert_eq!(*reads.lock().unwrap(), [(100, 6900), (1 << 30, 5)]);
+        assert!(
+            read_many(&[], |_, _| panic!("nothing to read"))
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn slow_reads_run_at_the_same_time_and_stay_short() {
+        let ranges: Vec<_> = (0..200).map(|at| at * 100_000..at * 100_000 + 90).collect();
+        let began = Instant::now();
+        let read = |offset, len| {
+            assert!(len <= READ + 90);
+            sleep(Duration::from_millis(10));
+            Ok(bytes(offset, len))
+        };
+        assert_eq!(read_many(&ranges, read).unwrap(), wanted(&ranges));
+        // One after the other they take two seconds.
+        assert!(began.elapsed() < Duration::from_millis(1000));
+    }
+
+    #[test]
+    fn one_failure_is_that_of_all() {
+        let ranges: Vec<_> = (0..200).map(|at| at * 100_000..at * 100_000 + 90).collect();
+        for fails in [0, 150 * 100_000] {
+            let read = |offset, len| match offset == fails {
+                true => Err(Error::Changed),
+                false => {
+                    sleep(Duration::from_millis(1));
+                    Ok(bytes(offset, len))
+                }
+            };
+            assert!(matches!(read_many(&ranges, read), Err(Error::Changed)));
+        }
+    }
+}

@@ -473,3 +473,21 @@ fn claims_stay_within_the_file_and_out_of_frames() {
         "byte 11 (BUILD): raw bytes follow the same object twice"
     );
 }
+
+#[test]
+fn what_was_read_already_is_not_read_again() {
+    let input = b"....\x80\x02]q\x00(K\x01K\x02e..";
+    let source = Bytes(input);
+    // Nothing else can be read: the source ends before.
+    let short = Bytes(&input[..4]);
+    let window = Window::new(&short, input.len() as u64).holding(4, input[4..].to_vec());
+    let pickle = pickle_error(parse_at(&window, 4, &Limits::default())).unwrap();
+    assert_eq!(repr(&pickle, pickle.root()), "[1, 2]");
+    assert_eq!(&*window.bytes(4..pickle.end()).unwrap(), &input[4..16]);
+    assert_eq!(window.held(), input.len() as u64 - 4);
+
+    // Of what is not held, only what is asked for is read.
+    let window = Window::new(&source, input.len() as u64);
+    assert_eq!(&*window.bytes(2..6).unwrap(), &input[2..6]);
+    assert_eq!(window.held(), 0);
+}

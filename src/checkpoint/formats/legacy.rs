@@ -5,6 +5,7 @@
 //! serialization.cpp). Counts and elements are little-endian on every machine.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::candidate::{Candidate, Holds, Request};
 use crate::checkpoint::contents::Checkpoint;
@@ -12,11 +13,12 @@ use crate::checkpoint::dtype::ElementType;
 use crate::checkpoint::error::Result;
 use crate::checkpoint::layout::StorageRef;
 use crate::checkpoint::objects::{SavedStorage, Storages, Torch, saved_storage};
+use crate::checkpoint::preamble::{self, PlainPickle};
 use crate::checkpoint::refusal::{Cause, Refusal, malformed, shown};
+use crate::checkpoint::state_dict;
 use crate::checkpoint::storage::{Storage, StorageTable};
 use crate::checkpoint::stream::{self, Pickles};
-use crate::checkpoint::{preamble, state_dict};
-use crate::pickle::{Object, Pickle};
+use crate::pickle::Pickle;
 use crate::source::Source;
 
 /// The magic number 0x1950A86A20F9469CFC6C as LONG1, behind protocol and frame.
@@ -33,10 +35,10 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
     let source = request.source;
     let window = stream::window(source);
     let mut pickles = Pickles::new(source, &window, 0);
-    preamble::check_start(&pickles.next()?, &pickles.next()?)?;
+    preamble::check_start(&pickles.next_plain()?, &pickles.next_plain()?)?;
     let _machine = pickles.next()?;
     let object = pickles.next()?;
-    let keys = pickles.next()?;
+    let keys = pickles.next_plain()?;
     let storages = StreamStorages::find(source, &object, &keys, pickles.offset())?;
     let mut torch = Torch::new(&object, storages);
     let contents = state_dict::read(&mut torch, request.root)?;
@@ -73,7 +75,7 @@ impl StreamStorages {
     fn find(
         source: &Source,
         object: &Pickle,
-        keys: &Pickle,
+        keys: &PlainPickle,
         offset: u64,
     ) -> Result<StreamStorages> {
         let mut storages = StreamStorages {
@@ -96,54 +98,65 @@ impl StreamStorages {
             )
             .into());
         }
-        let Object::List(list) = keys.get(keys.root()) else {
-            return Err(malformed("the keys of its storages are no list").into());
+        let keys: Option<Vec<String>> = keys.list();
+        let keys =
+            keys.ok_or_else(|| malformed("the keys of its storages are no list of texts"))?;
+        let counts = storages.place(&keys, source.size(), offset)?;
+        // They are as far apart as the storages are long.
+        let counts = source.read_ranges(&counts)?;
+        for (key, count) in keys.iter().zip(counts) {
+            let count = count.first_chunk().copied().map(u64::from_le_bytes);
+            let elements = storages.by_key.get(key).map(|storage| storage.elements);
+            if count != elements {
+                return Err(malformed(format!(
+                    "storage `{}` has {} elements, but should have {}",
+                    shown(key),
+                    count.unwrap_or_default(),
+                    elements.unwrap_or_default()
+                ))
+                .into());
+            }
+        }
+        Ok(storages)
+    }
+
+    /// Says of each storage where it lies in a file of `size` bytes, by what the
+    /// object says of it, and gives the bytes before each, which are to say the same.
+    fn place(
+        &mut self,
+        keys: &[String],
+        size: u64,
+        offset: u64,
+    ) -> std::result::Result<Vec<Range<u64>>, Refusal> {
+        let cut_off = |place: String| {
+            Refusal::new(
+                Cause::NotDownloaded,
+                format!("the file ends {place}: it was cut off"),
+            )
         };
+        let mut counts = Vec::with_capacity(keys.len());
         let mut at = offset;
-        for key in list {
-            let key = keys
-                .as_str(*key)
-                .ok_or_else(|| malformed("a storage's key is no text"))?;
-            let storage = storages
-                .by_key
-                .get_mut(key)
-                .filter(|storage| storage.data.is_none());
+        for key in keys {
+            let storage = self.by_key.get_mut(key);
+            let storage = storage.filter(|storage| storage.data.is_none());
             let storage = storage.ok_or_else(|| {
                 malformed(format!(
                     "its list of storages has `{}` once too often",
                     shown(key)
                 ))
             })?;
-            let mut count = [0; 8];
-            source
-                .read_exact_at(&mut count, at)
-                .map_err(|error| stream::cut_off(error, "before the last of its storages"))?;
-            if u64::from_le_bytes(count) != storage.elements {
-                return Err(malformed(format!(
-                    "storage `{}` has {} elements, but should have {}",
-                    shown(key),
-                    u64::from_le_bytes(count),
-                    storage.elements
-                ))
-                .into());
-            }
-            storage.data = Some(at + 8);
+            let data = at.checked_add(8).filter(|data| *data <= size);
+            let data = data.ok_or_else(|| cut_off("before the last of its storages".into()))?;
+            counts.push(at..data);
+            storage.data = Some(data);
             at = storage
                 .elements
                 .checked_mul(storage.element.size())
-                .and_then(|len| len.checked_add(at + 8))
-                .filter(|end| *end <= source.size())
-                .ok_or_else(|| {
-                    Refusal::new(
-                        Cause::NotDownloaded,
-                        format!(
-                            "the file ends inside storage `{}`: it was cut off",
-                            shown(key)
-                        ),
-                    )
-                })?;
+                .and_then(|len| len.checked_add(data))
+                .filter(|end| *end <= size)
+                .ok_or_else(|| cut_off(format!("inside storage `{}`", shown(key))))?;
         }
-        Ok(storages)
+        Ok(counts)
     }
 
     fn add(&mut self, saved: SavedStorage) -> std::result::Result<(), Refusal> {

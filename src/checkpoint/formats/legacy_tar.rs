@@ -11,12 +11,13 @@ use crate::checkpoint::dtype::ElementType;
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::layout::{Dense, Layout, StorageRef};
 use crate::checkpoint::objects::{SavedStorage, Storages, Torch};
+use crate::checkpoint::preamble::PlainPickle;
 use crate::checkpoint::refusal::{Cause, Refusal, malformed};
 use crate::checkpoint::state_dict;
 use crate::checkpoint::storage::{Storage, StorageTable};
 use crate::checkpoint::stream::{self, Pickles};
 use crate::checkpoint::tensor::Lazy;
-use crate::pickle::{Object, ObjectId, Pickle};
+use crate::pickle::{ObjectId, Pickle};
 use crate::source::Source;
 
 /// Dimensions of one tensor.
@@ -105,7 +106,7 @@ impl TarStorages {
     fn read_storages(&mut self, source: &Source, offset: u64) -> Result<()> {
         let window = stream::window(source);
         let mut pickles = Pickles::new(source, &window, offset);
-        for _ in 0..number(&pickles.next()?)? {
+        for _ in 0..count(&pickles.next_plain()?)? {
             let pickle = pickles.next()?;
             let [key, _location, class] = items(&pickle)?;
             let class = pickle.global(class).map(|(_, name)| name);
@@ -130,31 +131,19 @@ impl TarStorages {
             }
             pickles.skip(len);
         }
-        self.read_parts(&pickles.next()?)
+        self.read_parts(&pickles.next_plain()?)
     }
 
-    /// Parts of storages that have numbers of their own.
-    fn read_parts(&mut self, list: &Pickle) -> Result<()> {
-        let Object::List(parts) = list.get(list.root()) else {
-            return Err(malformed("its list of storage views is no list").into());
-        };
-        for part in parts {
-            let part = list.as_tuple(*part).and_then(|items| items.try_into().ok());
-            let [target, root, offset, len]: [ObjectId; 4] =
-                part.ok_or_else(|| malformed("a storage view is no view"))?;
+    /// Parts of storages that have numbers of their own: each is that number, the
+    /// storage's, and the first element and the elements of it.
+    fn read_parts(&mut self, list: &PlainPickle) -> Result<()> {
+        let parts: Option<Vec<(i64, i64, u64, u64)>> = list.list();
+        let parts = parts.ok_or_else(|| malformed("its list of storage views is no such list"))?;
+        for (target, root, offset, len) in parts {
             let outside = || malformed("a storage view reaches out of its storage");
-            let root = self
-                .storages
-                .get(&int(list, root)?)
-                .copied()
-                .ok_or_else(outside)?;
-            let bytes = |elements: i64| {
-                u64::try_from(elements)
-                    .ok()?
-                    .checked_mul(root.element.size())
-            };
-            let span = bytes(int(list, offset)?).zip(bytes(int(list, len)?));
-            let (start, len) = span.ok_or_else(outside)?;
+            let root = self.storages.get(&root).copied().ok_or_else(outside)?;
+            let bytes = |elements: u64| elements.checked_mul(root.element.size());
+            let (start, len) = bytes(offset).zip(bytes(len)).ok_or_else(outside)?;
             if start.checked_add(len).is_none_or(|end| end > root.part.1) {
                 return Err(outside().into());
             }
@@ -162,7 +151,7 @@ impl TarStorages {
                 part: (root.part.0 + start, len),
                 ..root
             };
-            if self.storages.insert(int(list, target)?, storage).is_some() {
+            if self.storages.insert(target, storage).is_some() {
                 return Err(malformed("two storages have the same number").into());
             }
         }
@@ -172,7 +161,7 @@ impl TarStorages {
     fn read_tensors(&mut self, source: &Source, offset: u64) -> Result<()> {
         let window = stream::window(source);
         let mut pickles = Pickles::new(source, &window, offset);
-        for _ in 0..number(&pickles.next()?)? {
+        for _ in 0..count(&pickles.next_plain()?)? {
             let pickle = pickles.next()?;
             let [key, storage, _type] = items(&pickle)?;
             // Four bytes follow the number of dimensions that mean nothing.
@@ -256,9 +245,10 @@ impl Storages for TarStorages {
     }
 }
 
-/// The number that a pickle is of.
-fn number(pickle: &Pickle) -> std::result::Result<i64, Refusal> {
-    int(pickle, pickle.root())
+/// The number of records that follow.
+fn count(pickle: &PlainPickle) -> std::result::Result<u64, Refusal> {
+    let count = pickle.value();
+    count.ok_or_else(|| malformed("one of its counts is no number from 0"))
 }
 
 fn items(pickle: &Pickle) -> std::result::Result<[ObjectId; 3], Refusal> {

@@ -1,7 +1,7 @@
 //! Tensors that safetensors says with other tensors: quantized and sparse ones,
 //! and complex numbers of twice 64 bits. What it takes to undo that is noted.
 
-use super::rebuild::Reading;
+use super::rebuild::ReadAs;
 use super::torch::{Composed, Meaning, Storages, Torch};
 use super::wrapper::{Wrapper, wrapper};
 use crate::checkpoint::dtype::ElementType;
@@ -25,7 +25,7 @@ impl<'p, S: Storages> Torch<'p, S> {
             ElementType::Foreign(foreign) => foreign.name,
             ElementType::Plain(_) => return Err(malformed("its storage is not quantized")),
         };
-        let integers = self.rebuild(&args[..4], Reading::Integers)?;
+        let integers = self.rebuild(&args[..4], ReadAs::Integers)?;
         let quantizer = pickle.as_tuple(*quantizer).unwrap_or_default();
         let scheme = quantizer.first().and_then(|scheme| pickle.global(*scheme));
         let Some(("torch", scheme)) = scheme else {
@@ -118,7 +118,7 @@ impl<'p, S: Storages> Torch<'p, S> {
         {
             match wrapper(module, name) {
                 Wrapper::Rebuild(counts) if counts.contains(&args.len()) => {
-                    return self.rebuild(args, Reading::Dense);
+                    return self.rebuild(args, ReadAs::Dense);
                 }
                 Wrapper::RebuildTyped if matches!(args.len(), 7 | 8) => {
                     return self.rebuild_typed(args);

@@ -1,16 +1,19 @@
 //! Storages that were pickled without torch.save: each is a legacy stream of its
 //! own inside a byte string (torch/storage.py, `_load_from_bytes`).
 
+use std::borrow::Cow;
+
 use super::array::{ArrayBytes, latin1};
 use super::saved::{SavedStorage, saved_storage};
 use super::torch::{Storages, Torch, TypedStorage};
 use crate::checkpoint::dtype::ElementType;
 use crate::checkpoint::error::Error;
 use crate::checkpoint::layout::StorageRef;
+use crate::checkpoint::preamble::{self, PlainPickle};
 use crate::checkpoint::refusal::{Cause, Refusal, malformed, unsupported};
 use crate::checkpoint::storage::{Backing, Codec, Encoded, Storage};
-use crate::checkpoint::{preamble, stream};
-use crate::pickle::{Call, Object, Payload, Pickle, Str};
+use crate::checkpoint::stream;
+use crate::pickle::{Call, Payload, Pickle, Str};
 
 /// How much of a stream is looked at for its pickles, which are small.
 const HEAD: u64 = 16 << 10;
@@ -101,16 +104,21 @@ impl<S: Storages> Torch<'_, S> {
 /// elements.
 fn read_head(head: &[u8]) -> Result<StreamHead, Refusal> {
     let mut rest = head;
-    let mut next = || -> Result<Pickle<'_>, Refusal> {
+    let mut next = || -> Result<(Pickle<'_>, &[u8]), Refusal> {
         let pickle = stream::parse(rest).map_err(Error::into_refusal)?;
-        let end = usize::try_from(pickle.end()).unwrap_or(usize::MAX);
-        rest = rest.get(end..).unwrap_or_default();
-        Ok(pickle)
+        let end = usize::try_from(pickle.end()).ok();
+        let split = end.and_then(|end| rest.split_at_checked(end));
+        let (bytes, behind) = split.unwrap_or((rest, &[]));
+        rest = behind;
+        Ok((pickle, bytes))
     };
-    preamble::check_start(&next()?, &next()?)?;
+    let plain = |(pickle, bytes): (Pickle, _)| {
+        PlainPickle::new(&pickle, head.len() as u64, || Ok(Cow::Borrowed(bytes)))
+    };
+    preamble::check_start(&plain(next()?)?, &plain(next()?)?)?;
     let _machine = next()?;
-    let object = next()?;
-    let keys = next()?;
+    let (object, _) = next()?;
+    let keys = plain(next()?)?;
     let saved = saved_storage(&object, object.root(), 6)?;
     let Some(SavedStorage {
         key,
@@ -121,10 +129,8 @@ fn read_head(head: &[u8]) -> Result<StreamHead, Refusal> {
     else {
         return Err(malformed("a storage is loaded from something else"));
     };
-    let listed = match keys.get(keys.root()) {
-        Object::List(list) => matches!(list.as_slice(), [only] if keys.as_str(*only) == Some(key)),
-        _ => false,
-    };
+    let keys: Option<Vec<String>> = keys.list();
+    let listed = keys.is_some_and(|keys| matches!(&*keys, [only] if only == key));
     let count = rest.first_chunk().copied().map(u64::from_le_bytes);
     if !listed || count != Some(elements) {
         return Err(malformed("a storage has another size than it should"));

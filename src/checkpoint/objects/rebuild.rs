@@ -12,7 +12,7 @@ use crate::pickle::{Object, ObjectId};
 
 /// What the elements of a storage are read as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reading {
+pub enum ReadAs {
     /// As the storage's type.
     Dense,
     /// As another type, given beside the storage.
@@ -28,7 +28,7 @@ impl<S: Storages> Torch<'_, S> {
     pub(super) fn rebuild(
         &mut self,
         args: &[ObjectId],
-        reading: Reading,
+        reading: ReadAs,
     ) -> Result<Layout, Refusal> {
         let [storage, offset, size, stride, rest @ ..] = args else {
             return Err(malformed("a tensor is rebuilt from too few arguments"));
@@ -36,8 +36,8 @@ impl<S: Storages> Torch<'_, S> {
         let storage = self.storage(*storage)?;
         // v2: requires_grad, backward_hooks, metadata; v3 has the dtype before it.
         let (metadata, element) = match reading {
-            Reading::Dense | Reading::Integers => (rest.get(2), storage.element),
-            Reading::Typed(dtype) => (rest.get(3), dtype),
+            ReadAs::Dense | ReadAs::Integers => (rest.get(2), storage.element),
+            ReadAs::Typed(dtype) => (rest.get(3), dtype),
         };
         let mut lazy = self.lazy(metadata)?;
         if storage.storage.swap {
@@ -51,8 +51,8 @@ impl<S: Storages> Torch<'_, S> {
             lazy.swap = element.number_size() > 1;
         }
         let element = match reading {
-            Reading::Integers => integers(element)?,
-            Reading::Dense | Reading::Typed(_) => element,
+            ReadAs::Integers => integers(element)?,
+            ReadAs::Dense | ReadAs::Typed(_) => element,
         };
         let offset = self
             .pickle
@@ -74,7 +74,7 @@ impl<S: Storages> Torch<'_, S> {
     pub(super) fn rebuild_typed(&mut self, args: &[ObjectId]) -> Result<Layout, Refusal> {
         let dtype = args.get(6).and_then(|dtype| self.dtype(*dtype));
         let dtype = dtype.ok_or_else(|| unsupported("its dtype is unknown"))?;
-        self.rebuild(args, Reading::Typed(dtype))
+        self.rebuild(args, ReadAs::Typed(dtype))
     }
 
     /// A dtype object such as `torch.float32`.

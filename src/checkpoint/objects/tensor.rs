@@ -1,7 +1,7 @@
 //! Tensors, unwrapped from what stands around them: parameters, subclasses,
 //! device tensors.
 
-use super::rebuild::Reading;
+use super::rebuild::ReadAs;
 use super::torch::{Meaning, Storages, Torch};
 use super::wrapper::{WRAPPER_SUBCLASS, Wrapper, wrapper};
 use crate::checkpoint::dtype::ElementType;
@@ -48,7 +48,7 @@ impl<'p, S: Storages> Torch<'p, S> {
                     if !counts.contains(&arguments.len()) {
                         return Err(too_few());
                     }
-                    let layout = self.rebuild(arguments, Reading::Dense)?;
+                    let layout = self.rebuild(arguments, ReadAs::Dense)?;
                     keep_promise(&layout, &promised)?;
                     return Ok(Meaning::Tensor(layout, attributes));
                 }
@@ -70,7 +70,7 @@ impl<'p, S: Storages> Torch<'p, S> {
                             "a `{module}.{name}` with a storage of another type"
                         )));
                     }
-                    let layout = self.rebuild(state, Reading::Dense)?;
+                    let layout = self.rebuild(state, ReadAs::Dense)?;
                     keep_promise(&layout, &promised)?;
                     return Ok(Meaning::Tensor(layout, attributes));
                 }

@@ -160,6 +160,7 @@ impl<'a> Machine<'a, '_> {
             // The stack and the memo.
             Opcode::Mark => {
                 self.marks.push(self.stack.len());
+                self.effort.marks = self.effort.marks.max(self.marks.len());
                 Ok(())
             }
             Opcode::Pop => {
@@ -176,6 +177,7 @@ impl<'a> Machine<'a, '_> {
             }
             Opcode::Dup => {
                 let object = self.top()?;
+                self.effort.copies += 1;
                 self.push(object)
             }
             Opcode::Get => {

@@ -29,6 +29,7 @@ pub fn predict(entry: &Listed, next: u64) -> Option<u64> {
         (false, true) => 4 + 8,
         (true, true) => 4 + 16 + 8,
     };
+    // Its sizes are as wide as those in the header.
     let descriptor = match (entry.has_descriptor, wide) {
         (false, _) => 0,
         (true, 0) => 16,

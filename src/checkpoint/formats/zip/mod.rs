@@ -160,7 +160,9 @@ impl<'a> Archive<'a> {
                 local::check(&bytes, &entry.name, entry.method, entry.data - entry.header)?;
             }
             // The range begins with the header, or with the data.
-            Ok(bytes.split_off((entry.data - range.start) as usize))
+            let before = (entry.data - range.start).min(bytes.len() as u64);
+            bytes.drain(..before as usize);
+            Ok(bytes)
         });
         found.collect()
     }
