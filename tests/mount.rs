@@ -585,6 +585,11 @@ fn what_was_listed_is_listed_again_without_the_daemon() {
     for name in ["file", "sub/m.pt", "sub/other"] {
         place.write(name, support::one_vector(&[1.0]));
     }
+    // What was written just now may still change without a trace.
+    let settled = |name: &str| support::version(&place.source.join(name)).settled;
+    wait_until("all is old enough", || {
+        ["file", "sub/m.pt", "sub/other"].into_iter().all(settled)
+    });
     // The tensors of a checkpoint are no directory of the source.
     let place = place.mounted(&["--tensors", "hide"]);
     let first = listed(&place).unwrap();

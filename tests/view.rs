@@ -1,5 +1,7 @@
 //! The tree over a source directory, without a mount.
 
+#[path = "view/faults.rs"]
+mod faults;
 #[path = "view/links.rs"]
 mod links;
 #[path = "view/model.rs"]

@@ -53,7 +53,7 @@ use usage::{Stock, Tier, Usage};
 
 /// Directories whose names are remembered.
 const SCANS: NonZeroUsize = NonZeroUsize::new(128).unwrap();
-/// Bytes of plans whose making leaves much memory behind.
+/// Bytes of plans and indexes whose making leaves much memory behind.
 const LARGE: u64 = 4 << 20;
 /// Sharded checkpoints whose tensors are kept in order: eight bytes for each.
 const MERGED: NonZeroUsize = NonZeroUsize::new(16).unwrap();
@@ -115,6 +115,7 @@ pub struct View {
     usage: Arc<Usage>,
     /// None without a cache directory.
     promoter: Option<Arc<Promoter>>,
+    background: Background,
     options: Options,
     since: SystemTime,
     scans: Mutex<LruCache<PathBuf, Arc<Scan>>>,
@@ -134,8 +135,9 @@ impl View {
 
     /// Shows the source whose root is `tree`.
     pub fn over(tree: Arc<dyn Tree>, options: Options) -> View {
+        let background = Background::start();
         let cache = options.cache.clone();
-        let cache = cache.map(|directory| (directory, Background::start()));
+        let cache = cache.map(|directory| (directory, background.clone()));
         let catalog = Catalog::new(options.weights.clone(), cache.clone());
         let sources = Arc::new(Sources { tree, catalog });
         let usage = Arc::new(Usage::default());
@@ -154,6 +156,7 @@ impl View {
             sources,
             usage,
             promoter,
+            background,
             options,
             since: SystemTime::now(),
             scans: Mutex::new(LruCache::new(SCANS)),
@@ -191,13 +194,11 @@ impl View {
 
     /// Does `work`, which may make plans, and cleans up behind large ones.
     fn trimming<T>(&self, work: impl FnOnce() -> T) -> T {
-        let planned = || self.catalog().figures().planned.load(Ordering::Relaxed);
-        let before = planned();
+        let worked = || self.catalog().figures().worked.load(Ordering::Relaxed);
+        let before = worked();
         let done = work();
-        if let Some(promoter) = &self.promoter
-            && planned() - before > LARGE
-        {
-            promoter.trim();
+        if worked() - before > LARGE {
+            self.background.trim();
         }
         done
     }

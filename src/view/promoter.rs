@@ -214,11 +214,6 @@ impl Promoter {
         self.store.directory().root()
     }
 
-    /// Work is done that took much memory, which is free again.
-    pub fn trim(&self) {
-        self.background.trim();
-    }
-
     /// Takes away, when there is time, what earlier processes left behind, and what
     /// has grown too large.
     pub fn tidy(&self) {

@@ -69,8 +69,8 @@ pub struct Figures {
     pub from_memory: AtomicU64,
     pub from_records: AtomicU64,
     pub made: AtomicU64,
-    /// Bytes of all plans that were made or loaded.
-    pub planned: AtomicU64,
+    /// Bytes of all plans and indexes that were made or loaded.
+    pub worked: AtomicU64,
 }
 
 /// What is known of one file.
@@ -239,6 +239,8 @@ impl Catalog {
             }
             let (found, kept) = look(subject, |source| {
                 let json = source.read_at(0, source.size().min(MAX_INDEX))?;
+                let work = &self.figures.worked;
+                work.fetch_add(json.len() as u64, Ordering::Relaxed);
                 Ok(Index::parse(&json).map(Arc::new))
             })?;
             known.index = kept.then(|| found.clone());
@@ -260,6 +262,8 @@ impl Catalog {
             return Some(text);
         }
         let text: Arc<[u8]> = render()?.into();
+        let work = &self.figures.worked;
+        work.fetch_add(text.len() as u64, Ordering::Relaxed);
         self.with(subject, |known| {
             known.rendered = Some((*names, text.clone()));
         });
@@ -419,7 +423,7 @@ impl Catalog {
         known.outcome = Some((*circumstances, size.map_err(Arc::clone)));
         if let Ok(plan) = &outcome {
             let weight = plan.weight() as u64;
-            self.figures.planned.fetch_add(weight, Ordering::Relaxed);
+            self.figures.worked.fetch_add(weight, Ordering::Relaxed);
             known.plan = Some((*circumstances, plan.clone()));
         }
         Ok(outcome)

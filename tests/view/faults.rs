@@ -1,0 +1,253 @@
+//! What the tree does when its source is slow, fails in the middle, changes while it
+//! is read, or is gone.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stfs::cache::Directory;
+use stfs::source::memory::MemoryTree;
+use stfs::source::{Obstacle, Rights, System};
+use stfs::view::{Error, Options, View};
+
+use super::{bytes, find, is_missing, names, read, safetensors_of, support, text};
+
+fn view(tree: &MemoryTree) -> View {
+    View::over(tree.root(), Options::default())
+}
+
+fn with_cache(tree: &MemoryTree, cache: &Path) -> View {
+    let options = Options {
+        cache: Some(Directory::open(cache).unwrap()),
+        ..Options::default()
+    };
+    View::over(tree.root(), options)
+}
+
+/// On a file system of which nothing is known beyond one mount.
+fn mounted(mount: u64) -> MemoryTree {
+    MemoryTree::on(System::Mounted { mount, device: 1 })
+}
+
+/// A directory of two checkpoints and a plain file.
+fn source() -> MemoryTree {
+    let tree = MemoryTree::new();
+    tree.write("a.pt", support::one_vector(&[1.0]));
+    tree.write("b.pt", support::one_vector(&[2.0]));
+    tree.write("notes.txt", &b"text"[..]);
+    tree
+}
+
+#[test]
+fn an_error_in_the_middle_of_a_plan_is_of_that_file_alone() {
+    for after in 0..6 {
+        let tree = source();
+        tree.fail("a.pt", ErrorKind::Other, after);
+        let view = view(&tree);
+        let listed = names_of(&view);
+        match listed.contains(&"a.safetensors".to_string()) {
+            // It was over before the error.
+            true => assert!(after >= 2, "{after}"),
+            false => {
+                assert_eq!(listed[0], "a.pt.refused.txt", "{after}");
+                assert!(text(&view, "a.pt.refused.txt").contains("cannot be read"));
+            }
+        }
+        assert!(listed.contains(&"b.safetensors".to_string()));
+        // It is tried again, and not remembered as refused.
+        tree.heal();
+        assert_eq!(bytes(&view, "a.safetensors"), safetensors_of(&[1.0]));
+        assert!(is_missing(&view, "a.pt.refused.txt"));
+    }
+}
+
+/// The names in the root, whether they can be read or not.
+fn names_of(view: &View) -> Vec<String> {
+    let listing = view.list(&view.root().unwrap()).unwrap();
+    (0..listing.len())
+        .map(|at| listing.entry(at).unwrap().0.to_string_lossy().into_owned())
+        .collect()
+}
+
+#[test]
+fn a_file_that_cannot_be_looked_at_is_an_error_and_not_shown_raw() {
+    let tree = source();
+    // Without the ending of a checkpoint: only its content says what it is.
+    tree.write("hidden", support::one_vector(&[3.0]));
+    tree.fail("hidden", ErrorKind::Other, 0);
+    tree.fail("notes.txt", ErrorKind::Other, 0);
+    let view = view(&tree);
+    assert!(matches!(find(&view, "hidden"), Err(Error::Io(_))));
+    let listed = names_of(&view);
+    for name in ["hidden", "notes.txt"] {
+        assert!(!listed.contains(&name.to_string()), "{listed:?}");
+        let refusal = format!("{name}.refused.txt");
+        assert!(listed.contains(&refusal), "{listed:?}");
+        assert!(text(&view, &refusal).contains("cannot be read"));
+    }
+    tree.heal();
+    assert_eq!(
+        names(&view, ""),
+        [
+            "a.safetensors",
+            "a.tensors",
+            "b.safetensors",
+            "b.tensors",
+            "hidden.safetensors",
+            "hidden.tensors",
+            "notes.txt"
+        ]
+    );
+}
+
+#[test]
+fn a_source_that_is_gone_is_an_error_and_never_empty() {
+    let tree = source();
+    tree.make_directory("sub");
+    let view = view(&tree);
+    let (root, sub) = (view.root().unwrap(), find(&view, "sub").unwrap());
+    let file = find(&view, "a.safetensors").unwrap();
+    tree.unmount();
+    for node in [&root, &sub] {
+        assert!(matches!(view.list(node), Err(Error::Io(_))));
+        let found = view.lookup(node, "a.safetensors".as_ref());
+        assert!(matches!(found, Err(Error::Io(_))));
+    }
+    assert!(matches!(view.attr(&root), Err(Error::Io(_))));
+    assert!(view.open(&file).is_err());
+    tree.heal();
+    assert_eq!(
+        read(&view.open(&file).unwrap()).unwrap(),
+        safetensors_of(&[1.0])
+    );
+}
+
+#[test]
+fn a_slow_source_is_asked_no_more_than_a_fast_one() {
+    let counts = [Duration::ZERO, Duration::from_millis(2)].map(|delay| {
+        let tree = source();
+        tree.delay(delay);
+        let view = view(&tree);
+        assert_eq!(names_of(&view).len(), 5);
+        tree.reads().0
+    });
+    assert_eq!(counts[0], counts[1]);
+}
+
+#[test]
+fn a_checkpoint_that_is_replaced_is_another_one_for_whoever_looks_again() {
+    let tree = source();
+    let view = view(&tree);
+    let old = find(&view, "a.safetensors").unwrap();
+    let open = view.open(&old).unwrap();
+    tree.replace("a.pt", support::one_vector(&[9.0]));
+    assert_eq!(read(&open).unwrap(), safetensors_of(&[1.0]));
+    assert!(matches!(view.open(&old), Err(Error::Stale)));
+    assert_eq!(bytes(&view, "a.safetensors"), safetensors_of(&[9.0]));
+    tree.write("a.pt", support::one_vector(&[8.0, 7.0]));
+    assert_eq!(bytes(&view, "a.safetensors"), safetensors_of(&[8.0, 7.0]));
+}
+
+/// A file system whose stamps say nothing: as much as within one tick of a clock of
+/// whole seconds.
+#[test]
+fn what_may_change_without_a_trace_is_read_from_what_is_opened() {
+    let tree = source();
+    tree.set_unsettled(true);
+    let view = view(&tree);
+    for number in 0..20 {
+        let values = [number as f32];
+        tree.replace("a.pt", support::one_vector(&values));
+        let node = find(&view, "a.safetensors").unwrap();
+        let file = view.open(&node).unwrap();
+        assert_eq!(read(&file).unwrap(), safetensors_of(&values));
+        assert!(!file.keeps_pages());
+    }
+    tree.set_unsettled(false);
+    let settled = find(&view, "a.safetensors").unwrap();
+    assert!(view.is_settled(&settled));
+    assert!(view.open(&settled).unwrap().keeps_pages());
+}
+
+#[test]
+fn links_that_are_not_followed_say_why() {
+    let tree = source();
+    for (name, obstacle) in [
+        ("nowhere.pt", Obstacle::Nowhere),
+        ("out.pt", Obstacle::Outside),
+        ("private.pt", Obstacle::Private),
+        ("optimizer.pt", Obstacle::Nowhere),
+    ] {
+        tree.block(name, obstacle);
+    }
+    let view = view(&tree);
+    let said = |name: &str| text(&view, &format!("{name}.refused.txt"));
+    assert!(said("nowhere.pt").contains("leads nowhere"));
+    assert!(said("out.pt").contains("out of the mounted directory"));
+    assert!(said("private.pt").contains("directory that not everybody may enter"));
+    assert!(is_missing(&view, "optimizer.pt.refused.txt"));
+    assert!(is_missing(&view, "out.safetensors"));
+}
+
+#[test]
+fn who_was_let_in_by_old_rights_looks_again() {
+    let tree = source();
+    let view = view(&tree);
+    let node = find(&view, "notes.txt").unwrap();
+    assert_eq!(read(&view.open(&node).unwrap()).unwrap(), b"text");
+    tree.set_rights("notes.txt", Rights::new(0, 0, 0o400));
+    assert!(matches!(view.open(&node), Err(Error::Stale)));
+    let node = find(&view, "notes.txt").unwrap();
+    assert_eq!(node.attr().mode, 0o400);
+    assert_eq!(read(&view.open(&node).unwrap()).unwrap(), b"text");
+}
+
+/// Where stamps mean nothing beyond a mount, records are found by where a file lies
+/// and what is in it.
+#[test]
+fn the_next_mount_finds_what_the_last_one_knew_by_content() {
+    let cache = tempfile::tempdir().unwrap();
+    let fill = |tree: &MemoryTree, value: f32| {
+        tree.write("m.pt", support::one_vector(&[value, 2.0]));
+    };
+    let (first, second, other) = (mounted(1), mounted(2), mounted(3));
+    for (tree, value) in [(&first, 1.0), (&second, 1.0), (&other, 5.0)] {
+        fill(tree, value);
+    }
+    let promotion = |tree: &MemoryTree| {
+        let view = with_cache(tree, cache.path());
+        let node = find(&view, "m.safetensors").unwrap();
+        let shown = read(&view.open(&node).unwrap()).unwrap();
+        (view.promotion(&node).unwrap().0, shown)
+    };
+    let records = || super::records::records(cache.path()).len();
+    let (name, shown) = promotion(&first);
+    assert_eq!((shown, records()), (safetensors_of(&[1.0, 2.0]), 1));
+    let (again, shown) = promotion(&second);
+    assert_eq!((shown, records()), (safetensors_of(&[1.0, 2.0]), 1));
+    assert!(name == again, "one file, one name");
+    // The same place, size and stamps, but other bytes.
+    let (else_, shown) = promotion(&other);
+    assert_eq!((shown, records()), (safetensors_of(&[5.0, 2.0]), 2));
+    assert!(name != else_);
+}
+
+#[test]
+fn many_threads_share_one_look() {
+    let tree = source();
+    tree.delay(Duration::from_millis(1));
+    let view = Arc::new(view(&tree));
+    let single = {
+        let tree = source();
+        bytes(&self::view(&tree), "a.safetensors");
+        tree.reads().0
+    };
+    let before = tree.reads().0;
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| find(&view, "a.safetensors").unwrap());
+        }
+    });
+    assert!(tree.reads().0 - before <= single, "each looked for itself");
+}
