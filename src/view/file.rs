@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Result;
+use super::error::Result;
 use crate::source::Bytes;
 
 /// What an open file can do. Reads may run from many threads at once.

@@ -10,23 +10,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use rayon::prelude::*;
-
-use super::forms::{self, Claim, FORMS};
-use super::node::{Attr, Kind, Node};
-use super::origin::{Origin, gone};
+use super::attr::{Attr, Kind};
+use super::context::Context;
+use super::error::{Error, Result, gone};
+use super::origin::Origin;
 use super::scan::{Scan, stem};
-use super::{Result, View};
 use crate::cache::{PlanKey, Subject};
 use crate::checkpoint::{Cause, Content, Promise, Refusal};
 use crate::convert::{self, names};
 use crate::source::{self, Metadata, Obstacle, Rights, Tree, Version};
 
-/// Names that are looked at by one thread.
-const FEW: usize = 32;
-
-pub(super) struct Folder<'v> {
-    pub view: &'v View,
+pub(super) struct Folder<'c> {
+    pub context: &'c Context,
     pub tree: Arc<dyn Tree>,
     scan: OnceLock<Arc<Scan>>,
     /// What is known of the names of the scan, in their order.
@@ -64,10 +59,10 @@ pub(super) enum Derived {
     Refused(Metadata, Arc<Refusal>),
 }
 
-impl<'v> Folder<'v> {
-    pub fn new(view: &'v View, tree: Arc<dyn Tree>) -> Folder<'v> {
+impl<'c> Folder<'c> {
+    pub fn new(context: &'c Context, tree: Arc<dyn Tree>) -> Folder<'c> {
         Folder {
-            view,
+            context,
             tree,
             scan: OnceLock::new(),
             entries: OnceLock::new(),
@@ -83,66 +78,6 @@ impl<'v> Folder<'v> {
     /// For people.
     pub fn location(&self, name: &OsStr) -> PathBuf {
         self.tree.location().join(name)
-    }
-
-    /// The child `name` of the directory; None when there is none.
-    pub fn child(&self, name: &OsStr) -> Result<Option<Node>> {
-        if let Some(node) = self.real(name)? {
-            return Ok(Some(node));
-        }
-        for form in FORMS {
-            if let Some(node) = (form.find)(self, name)? {
-                return Ok(Some(node));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The children of the directory, by name.
-    pub fn children(&self) -> Result<Vec<(OsString, Node)>> {
-        let names = self.scan()?.names();
-        let claims_of = |name: &OsString| self.claims(name);
-        let claims: Vec<Vec<Claim>> = match names.len() {
-            // Other threads would cost more than they do.
-            0..FEW => names.iter().map(claims_of).collect::<Result<_>>(),
-            _ => names.par_iter().map(claims_of).collect(),
-        }?;
-        let mut claims: Vec<Claim> = claims.into_iter().flatten().collect();
-        claims.sort_by(|a, b| (&a.name, a.rank).cmp(&(&b.name, b.rank)));
-        claims.dedup_by(|later, earlier| later.name == earlier.name);
-        Ok(claims
-            .into_iter()
-            .map(|claim| (claim.name, claim.node))
-            .collect())
-    }
-
-    /// What the entry `name` of the source puts into the listing.
-    fn claims(&self, name: &OsStr) -> Result<Vec<Claim>> {
-        let mut claims = Vec::new();
-        match self.real(name) {
-            Ok(Some(node)) => claims.push(Claim::new(name.to_os_string(), 0, node)),
-            Ok(None) => {}
-            // One file that cannot be looked at does not take the others away.
-            Err(super::Error::Io(error)) if error.kind() != io::ErrorKind::NotConnected => {
-                return Ok(vec![forms::refusal::unreadable(self, name, &error.into())]);
-            }
-            Err(error) => return Err(error),
-        }
-        for form in FORMS {
-            claims.extend((form.list)(self, name)?);
-        }
-        Ok(claims)
-    }
-
-    /// The file or directory `name` of the source, where it is in the tree as it is.
-    fn real(&self, name: &OsStr) -> Result<Option<Node>> {
-        Ok(match self.find(name)? {
-            Found::Directory(metadata) => Some(forms::real::directory(self.path(name), &metadata)),
-            Found::File(metadata, content) if self.is_shown(name, &metadata, content) => {
-                Some(forms::real::file(self, name, &metadata))
-            }
-            _ => None,
-        })
     }
 
     /// What stands under `name` in the source.
@@ -168,7 +103,7 @@ impl<'v> Folder<'v> {
             source::Found::File(metadata) => metadata,
         };
         let subject = Subject::new(&*self.tree, name, &metadata);
-        match self.view.catalog().content(&subject) {
+        match self.context.catalog().content(&subject) {
             Ok(content) => Ok(Found::File(metadata, content)),
             Err(source::Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
                 Ok(Found::Missing)
@@ -215,11 +150,11 @@ impl<'v> Folder<'v> {
             false => Some(self.base_of(name)?),
         };
         let Some(base) = base.filter(|base| !base.is_empty()) else {
-            self.view.catalog().pass_over(&subject);
+            self.context.catalog().pass_over(&subject);
             return Ok(Derived::Nothing);
         };
         if self.is_taken(&with(&base, names::SAFETENSORS))? {
-            self.view.catalog().pass_over(&subject);
+            self.context.catalog().pass_over(&subject);
             return Ok(Derived::Nothing);
         }
         Ok(match self.origin(name, &metadata, content) {
@@ -251,7 +186,7 @@ impl<'v> Folder<'v> {
             },
             companions: companions.into(),
         };
-        let converted = self.view.catalog().converted(&subject, &key);
+        let converted = self.context.catalog().converted(&subject, &key);
         let converted = converted.map_err(|error| Arc::new(unreadable(&error)))??;
         let attr = Attr::of(Kind::File, metadata)
             .sized(converted.size)
@@ -269,7 +204,7 @@ impl<'v> Folder<'v> {
                 return None;
             };
             let subject = Subject::new(&*self.tree, name, &metadata);
-            self.view.catalog().architecture(&subject)
+            self.context.catalog().architecture(&subject)
         });
         known.clone()
     }
@@ -280,8 +215,8 @@ impl<'v> Folder<'v> {
         &self,
         mut rights: Rights,
     ) -> std::result::Result<(Vec<File>, Rights), Arc<Refusal>> {
-        let failed = |error: super::Error| match error {
-            super::Error::Io(error) => Arc::new(unreadable(&error.into())),
+        let failed = |error: Error| match error {
+            Error::Io(error) => Arc::new(unreadable(&error.into())),
             _ => Arc::new(unreadable(&source::Error::Changed)),
         };
         let mut companions = Vec::new();
@@ -348,13 +283,13 @@ impl<'v> Folder<'v> {
     }
 
     /// Whether a file of the source is in the tree under its own name.
-    fn is_shown(&self, name: &OsStr, metadata: &Metadata, content: Content) -> bool {
+    pub fn is_shown(&self, name: &OsStr, metadata: &Metadata, content: Content) -> bool {
         let is_index = || {
             let subject = Subject::new(&*self.tree, name, metadata);
             name.to_str().and_then(names::index_name).is_some()
-                && self.view.catalog().index(&subject).is_some()
+                && self.context.catalog().index(&subject).is_some()
         };
-        self.view.options.show_pickles || !content.is_hidden() && !is_index()
+        self.context.options().show_pickles || !content.is_hidden() && !is_index()
     }
 
     /// Whether a real file keeps a derived one from being called `name`.
@@ -374,7 +309,7 @@ impl<'v> Folder<'v> {
         if let Some(scan) = self.scan.get() {
             return Ok(scan);
         }
-        let scan = self.view.scan(&*self.tree).map_err(gone)?;
+        let scan = self.context.scan(&*self.tree).map_err(gone)?;
         Ok(self.scan.get_or_init(|| scan))
     }
 

@@ -1,34 +1,18 @@
-//! One place in the tree, as a plain value.
+//! One place in the tree, as a plain value, and what a directory holds at one moment.
 
-use std::fmt;
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use super::forms::Form;
-use crate::cache::Name;
-use crate::source::{Metadata, Rights};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Directory,
-    File,
-}
-
-/// What `stat` shows, less the inode number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attr {
-    pub kind: Kind,
-    /// Bytes.
-    pub size: u64,
-    /// Permission bits, none of them write.
-    pub mode: u16,
-    pub uid: u32,
-    pub gid: u32,
-    pub atime: SystemTime,
-    pub mtime: SystemTime,
-    pub ctime: SystemTime,
-}
+use super::attr::{Attr, Kind};
+use super::context::Context;
+use super::error::{Error, Result};
+use super::file::OpenFile;
+use super::key::NodeKey;
+use super::origin::Origin;
+use super::xattrs::Xattr;
 
 /// A directory or file of the tree. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -38,43 +22,52 @@ pub struct Node {
     form: Arc<dyn Form>,
 }
 
-/// Equal keys: the same file with the same bytes. A source file that changes
-/// gets another key for everything derived from it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct NodeKey {
-    /// What it is.
-    pub(super) form: &'static str,
-    /// Where it stands, if it is another one under another name.
-    pub(super) place: Option<Arc<Path>>,
-    /// Which file, in which version, it is or is made from.
-    pub(super) of: Id,
-    /// Which part of that.
-    pub(super) part: u64,
-}
-
-/// A hash of what tells a file from all others.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Id(u128);
-
-impl Id {
-    /// `parts` with their lengths, so that no two lists of them are alike.
-    pub fn of(parts: &[&[u8]]) -> Id {
-        let name = Name::of(parts);
-        let (half, _) = name
-            .as_bytes()
-            .split_first_chunk()
-            .unwrap_or((&[0; 16], &[]));
-        Id(u128::from_le_bytes(*half))
+/// How a node answers. What a file cannot do is an error for a directory, and the
+/// other way round.
+pub(super) trait Form: Debug + Send + Sync {
+    /// The child `name`.
+    fn lookup(&self, context: &Context, name: &OsStr) -> Result<Node> {
+        let _ = (context, name);
+        Err(Error::NotADirectory)
     }
 
-    pub fn to_bytes(self) -> [u8; 16] {
-        self.0.to_le_bytes()
+    /// The children as of now.
+    fn list(&self, context: &Context) -> Result<Listing> {
+        let _ = context;
+        Err(Error::NotADirectory)
     }
-}
 
-impl fmt::Debug for Id {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+    /// The file, open. `attr` are those of the node.
+    fn open(&self, context: &Context, attr: &Attr) -> Result<OpenFile> {
+        let _ = (context, attr);
+        Err(Error::IsADirectory)
+    }
+
+    /// The attributes as of now. `made` are those at the time the node was made.
+    fn attr(&self, context: &Context, made: &Attr) -> Result<Attr> {
+        let _ = context;
+        Ok(*made)
+    }
+
+    /// In a stable order.
+    fn xattrs(&self, context: &Context) -> Result<Vec<Xattr>> {
+        let _ = context;
+        Ok(Vec::new())
+    }
+
+    /// The checkpoint that this is the converted form of.
+    fn origin(&self) -> Option<&Origin> {
+        None
+    }
+
+    /// The directory of the source that this is, from the root of the source.
+    fn source_directory(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Whether this file only says why another one is not there.
+    fn is_refusal(&self) -> bool {
+        false
     }
 }
 
@@ -107,59 +100,54 @@ impl Node {
     }
 }
 
-impl Attr {
-    /// The source's own attributes, without write bits.
-    pub(super) fn of(kind: Kind, metadata: &Metadata) -> Attr {
-        let Rights { uid, gid, mode } = metadata.rights;
-        Attr {
-            kind,
-            size: metadata.version.size,
-            mode,
-            uid,
-            gid,
-            atime: time(metadata.accessed),
-            mtime: time(metadata.version.modified),
-            ctime: time(metadata.version.changed),
-        }
-    }
+/// Children by position, for directories of so many that nodes are made when asked
+/// for.
+pub(super) trait Children: Send + Sync {
+    fn len(&self) -> usize;
 
-    pub(super) fn sized(self, size: u64) -> Attr {
-        Attr { size, ..self }
-    }
-
-    pub(super) fn rights(&self) -> Rights {
-        Rights::new(self.uid, self.gid, self.mode)
-    }
-
-    pub(super) fn with_rights(self, rights: Rights) -> Attr {
-        let Rights { uid, gid, mode } = rights;
-        Attr {
-            uid,
-            gid,
-            mode,
-            ..self
-        }
-    }
-
-    /// A directory that whoever may read the file may enter.
-    pub(super) fn directory(self) -> Attr {
-        Attr {
-            kind: Kind::Directory,
-            size: 0,
-            mode: self.mode & 0o444 | (self.mode & 0o444) >> 2,
-            ..self
-        }
-    }
+    /// Child `index`: its name and node.
+    fn entry(&self, index: usize) -> Option<(OsString, Node)>;
 }
 
-/// Seconds, which may be negative, and nanoseconds since 1970.
-fn time((seconds, nanoseconds): (i64, i64)) -> SystemTime {
-    let fraction = Duration::from_nanos(nanoseconds.unsigned_abs());
-    let whole = Duration::from_secs(seconds.unsigned_abs());
-    let time = match seconds {
-        0.. => SystemTime::UNIX_EPOCH.checked_add(whole),
-        _ => SystemTime::UNIX_EPOCH.checked_sub(whole),
-    };
-    time.and_then(|time| time.checked_add(fraction))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
+/// A directory's children at one moment.
+pub struct Listing(Entries);
+
+enum Entries {
+    Few(Vec<(OsString, Node)>),
+    Many(Box<dyn Children>),
+}
+
+impl Listing {
+    pub(super) fn of(children: Vec<(OsString, Node)>) -> Listing {
+        Listing(Entries::Few(children))
+    }
+
+    pub(super) fn many(children: impl Children + 'static) -> Listing {
+        Listing(Entries::Many(Box::new(children)))
+    }
+
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Entries::Few(children) => children.len(),
+            Entries::Many(children) => children.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Child `index` in listing order.
+    pub fn entry(&self, index: usize) -> Option<(Cow<'_, OsStr>, Node)> {
+        match &self.0 {
+            Entries::Few(children) => {
+                let (name, node) = children.get(index)?;
+                Some((Cow::Borrowed(name), node.clone()))
+            }
+            Entries::Many(children) => {
+                let (name, node) = children.entry(index)?;
+                Some((Cow::Owned(name), node))
+            }
+        }
+    }
 }

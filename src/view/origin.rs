@@ -4,11 +4,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::node::{Attr, Id};
-use super::{Error, Result};
+use super::attr::Attr;
+use super::error::{Error, Result, gone};
+use super::key::Id;
 use crate::cache::{Catalog, Identity, Name, PlanKey, Provenance, Subject};
 use crate::convert::{Plan, Reader};
-use crate::source::{self, Found, Tree};
+use crate::source::{Found, Tree};
 
 /// The file that a derived node is made from.
 #[derive(Debug)]
@@ -122,24 +123,5 @@ fn subject<'a>(directory: &'a dyn Tree, origin: &'a Origin) -> Subject<'a> {
         directory,
         name: &origin.name,
         version: &origin.key.file.version,
-    }
-}
-
-/// What is gone is to be looked up again.
-pub(super) fn gone(error: std::io::Error) -> Error {
-    use std::io::ErrorKind::{NotADirectory, NotFound, StaleNetworkFileHandle};
-    match error.kind() {
-        NotFound | NotADirectory | StaleNetworkFileHandle => Error::Stale,
-        _ => Error::Io(error),
-    }
-}
-
-impl From<source::Error> for Error {
-    fn from(error: source::Error) -> Error {
-        match error {
-            source::Error::Io(error) => gone(error),
-            source::Error::Changed => Error::Stale,
-            error @ source::Error::PastEnd { .. } => Error::Io(std::io::Error::other(error)),
-        }
     }
 }

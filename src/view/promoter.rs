@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 
+use super::error::Error;
 use super::origin::{Origin, Sources};
 use super::usage::{Stock, Usage};
 use crate::cache::{self, Background, Name, Promoted, Promotion, Stamp, Store};
@@ -262,7 +263,7 @@ impl Wish {
 
 enum Failure {
     Cache(cache::Error),
-    View(super::Error),
+    View(Error),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -5,14 +5,14 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::view::attr::{Attr, Kind};
+use crate::view::context::Context;
+use crate::view::error::{Error, Result};
+use crate::view::file::{OpenFile, OpenText};
+use crate::view::key::{Id, NodeKey};
+use crate::view::node::{Form, Listing, Node};
 use nix::unistd::{getegid, geteuid};
 use serde_json::json;
-
-use super::{Form, Node, Result, View};
-use crate::view::Error;
-use crate::view::file::{OpenFile, OpenText};
-use crate::view::listing::Listing;
-use crate::view::node::{Attr, Id, Kind, NodeKey};
 
 pub const NAME: &str = ".stfs";
 
@@ -21,10 +21,10 @@ const METRICS: &str = "metrics";
 /// The same and more for `stfs status`.
 const STATUS: &str = "status.json";
 
-pub fn directory(view: &View) -> Result<Node> {
+pub fn directory(context: &Context) -> Result<Node> {
     Ok(Node::new(
         key(NAME, &[]),
-        attr(view, 0).directory(),
+        attr(context, 0).directory(),
         Control,
     ))
 }
@@ -33,20 +33,22 @@ pub fn directory(view: &View) -> Result<Node> {
 struct Control;
 
 impl Form for Control {
-    fn lookup(&self, view: &View, name: &OsStr) -> Result<Node> {
+    fn lookup(&self, context: &Context, name: &OsStr) -> Result<Node> {
         let text = match name.to_str() {
-            Some(METRICS) => view.usage().metrics(view.catalog().figures(), view.stock()),
-            Some(STATUS) => status(view),
+            Some(METRICS) => context
+                .usage()
+                .metrics(context.catalog().figures(), context.stock()),
+            Some(STATUS) => status(context),
             _ => return Err(Error::NotFound),
         };
         let text: Arc<[u8]> = text.into_bytes().into();
-        let attr = attr(view, text.len() as u64);
+        let attr = attr(context, text.len() as u64);
         let name = if name == METRICS { METRICS } else { STATUS };
         Ok(Node::new(key(name, &text), attr, Figures(text)))
     }
 
-    fn list(&self, view: &View) -> Result<Listing> {
-        let node = |name: &'static str| Ok((name.into(), self.lookup(view, name.as_ref())?));
+    fn list(&self, context: &Context) -> Result<Listing> {
+        let node = |name: &'static str| Ok((name.into(), self.lookup(context, name.as_ref())?));
         Ok(Listing::of(
             [METRICS, STATUS]
                 .map(node)
@@ -61,7 +63,7 @@ impl Form for Control {
 struct Figures(Arc<[u8]>);
 
 impl Form for Figures {
-    fn open(&self, _: &View, _: &Attr) -> Result<OpenFile> {
+    fn open(&self, _: &Context, _: &Attr) -> Result<OpenFile> {
         Ok(OpenFile::new(OpenText(self.0.clone())))
     }
 }
@@ -76,9 +78,9 @@ fn key(name: &'static str, text: &[u8]) -> NodeKey {
 }
 
 /// For whoever made the mount: names of open files are among what it tells.
-fn attr(view: &View, size: u64) -> Attr {
+fn attr(context: &Context, size: u64) -> Attr {
     let now = SystemTime::now();
-    let since = view.since();
+    let since = context.since();
     Attr {
         kind: Kind::File,
         size,
@@ -91,14 +93,16 @@ fn attr(view: &View, size: u64) -> Attr {
     }
 }
 
-fn status(view: &View) -> String {
-    let mut status = view.usage().status(view.catalog().figures(), view.stock());
-    let promoter = view.promoter();
+fn status(context: &Context) -> String {
+    let mut status = context
+        .usage()
+        .status(context.catalog().figures(), context.stock());
+    let promoter = context.promoter();
     let directory = promoter.map(|promoter| promoter.directory().to_string_lossy());
     if let Some(status) = status.as_object_mut() {
-        let source = view.location().to_string_lossy().into_owned();
+        let source = context.location().to_string_lossy().into_owned();
         status.insert("source".into(), source.into());
-        status.insert("root".into(), view.options().weights.clone().into());
+        status.insert("root".into(), context.options().weights.clone().into());
         status.insert("cache_dir".into(), json!(directory));
         let promote = promoter.map(|promoter| format!("{:?}", promoter.policy()).to_lowercase());
         status.insert("promote".into(), json!(promote));

@@ -5,26 +5,29 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::tensors::{self, TensorSet};
-use super::{Claim, Form, Node, Output, Result, View, Xattr};
+use super::output::{Claim, Output};
+use super::tensors;
 use crate::cache::{Name, Subject};
 use crate::checkpoint::Content;
 use crate::convert::index::Index;
 use crate::convert::names;
 use crate::source::{Metadata, Version};
+use crate::view::attr::{Attr, Kind};
+use crate::view::context::Context;
+use crate::view::error::{Error, Result, gone};
 use crate::view::file::{OpenFile, OpenText};
-use crate::view::folder::{Derived, Folder, Found, with};
-use crate::view::node::{Attr, Id, Kind, NodeKey};
-use crate::view::origin::{Origin, gone};
-use crate::view::{Error, Tensors, source_xattr};
+use crate::view::folder::{Derived, Folder, Found, strip_suffix, with};
+use crate::view::key::{Id, NodeKey};
+use crate::view::node::{Form, Node};
+use crate::view::options::Tensors;
+use crate::view::origin::Origin;
+use crate::view::tensor_set::TensorSet;
+use crate::view::xattrs::{self, Xattr};
 
 pub const OUTPUT: Output = Output { list, find };
 
 /// A shard, and the name that the index has for it.
 type Shard = (String, Arc<Origin>);
-
-/// The tensors of all shards of an index, as they were put together last.
-pub type Merged = Arc<TensorSet>;
 
 fn list(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
     let mut claims = Vec::new();
@@ -32,11 +35,11 @@ fn list(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
         return Ok(claims);
     };
     if let Some(derived) = names::index_name(name).map(OsString::from)
-        && let Some(node) = find(folder, &derived)?
+        && let Some(node) = derived_index(folder, &derived)?
     {
         claims.push(Claim::new(derived, 1, node));
     }
-    if folder.view.options().tensors == Tensors::Show
+    if folder.context.options().tensors == Tensors::Show
         && let Some(base) = names::indexed_stem(name).map(OsString::from)
         && let Some(node) = merged(folder, &base)?
     {
@@ -45,8 +48,16 @@ fn list(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
     Ok(claims)
 }
 
-/// The derived index called `name`.
+/// The derived index called `name`, or the tensors of all shards.
 fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
+    match strip_suffix(name, tensors::SUFFIX) {
+        Some(base) if folder.context.options().tensors != Tensors::Off => merged(folder, base),
+        _ => derived_index(folder, name),
+    }
+}
+
+/// The derived index called `name`.
+fn derived_index(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
     let scan = folder.scan()?.clone();
     for source in scan.with_index_name(name) {
         if folder.is_taken(name)? {
@@ -69,7 +80,7 @@ fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
             files: files.into(),
         };
         let subject = Subject::new(&*folder.tree, source, &metadata);
-        let Some(text) = renamed.text(folder.view, &subject) else {
+        let Some(text) = renamed.text(folder.context, &subject) else {
             continue;
         };
         let key = NodeKey {
@@ -105,13 +116,13 @@ fn index_in(folder: &Folder, name: &OsStr) -> Result<Option<(Arc<Index>, Metadat
         return Ok(None);
     };
     let subject = Subject::new(&*folder.tree, name, &metadata);
-    let index = folder.view.catalog().index(&subject);
+    let index = folder.context.catalog().index(&subject);
     Ok(index.map(|index| (index, metadata)))
 }
 
 /// The directory of the tensors of all shards that an index with this stem names; None
 /// unless every shard of one can be read.
-pub fn merged(folder: &Folder, base: &OsStr) -> Result<Option<Node>> {
+fn merged(folder: &Folder, base: &OsStr) -> Result<Option<Node>> {
     let scan = folder.scan()?.clone();
     for name in scan.with_indexed_stem(base) {
         let Some((index, metadata)) = index_in(folder, name)? else {
@@ -163,10 +174,10 @@ fn merge(
     index: &Index,
     metadata: &Metadata,
     parts: Vec<Shard>,
-) -> Result<Merged> {
+) -> Result<Arc<TensorSet>> {
     let path = folder.path(&with(base, tensors::SUFFIX));
-    let known = folder.view.merged(&path, &metadata.version);
-    let same = |set: &Merged| {
+    let known = folder.context.merged(&path, &metadata.version);
+    let same = |set: &Arc<TensorSet>| {
         let ids = set.parts.iter().map(|part| part.id);
         ids.eq(parts.iter().map(|(_, origin)| origin.id))
     };
@@ -176,12 +187,12 @@ fn merge(
     let mut files = index.files();
     let mut shards = Vec::with_capacity(parts.len());
     for (file, origin) in &parts {
-        let plan = folder.view.sources().plan(origin)?;
+        let plan = folder.context.sources().plan(origin)?;
         let tensors = files.remove(file.as_str()).unwrap_or_default();
         shards.push((origin.clone(), plan, tensors));
     }
     let set = tensors::merge(path.clone(), shards);
-    folder.view.keep_merged(path, metadata.version, &set);
+    folder.context.keep_merged(path, metadata.version, &set);
     Ok(set)
 }
 
@@ -199,9 +210,9 @@ struct Renamed {
 }
 
 impl Renamed {
-    fn text(&self, view: &View, subject: &Subject) -> Option<Arc<[u8]>> {
-        view.catalog().rendered(subject, &self.digest, || {
-            let index = view.catalog().index(subject)?;
+    fn text(&self, context: &Context, subject: &Subject) -> Option<Arc<[u8]>> {
+        context.catalog().rendered(subject, &self.digest, || {
+            let index = context.catalog().index(subject)?;
             let names: std::collections::HashMap<&str, &String> =
                 index.file_names().zip(&self.files).collect();
             Some(index.renamed(|file| {
@@ -214,19 +225,19 @@ impl Renamed {
 }
 
 impl Form for Renamed {
-    fn open(&self, view: &View, attr: &Attr) -> Result<OpenFile> {
-        let directory = view.tree().enter(&self.directory).map_err(gone)?;
+    fn open(&self, context: &Context, attr: &Attr) -> Result<OpenFile> {
+        let directory = context.tree().enter(&self.directory).map_err(gone)?;
         let subject = Subject {
             directory: &*directory,
             name: &self.name,
             version: &self.version,
         };
-        let text = self.text(view, &subject);
+        let text = self.text(context, &subject);
         let text = text.filter(|text| text.len() as u64 == attr.size);
         Ok(OpenFile::new(OpenText(text.ok_or(Error::Stale)?)))
     }
 
-    fn xattrs(&self, _: &View) -> Result<Vec<Xattr>> {
-        Ok(vec![source_xattr(&self.location)])
+    fn xattrs(&self, _: &Context) -> Result<Vec<Xattr>> {
+        Ok(vec![xattrs::source(&self.location)])
     }
 }

@@ -2,18 +2,26 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::control;
-use super::{Error, Form, Node, Result, View};
+use rayon::prelude::*;
+
+use super::output::Claim;
+use super::{control, refusal, table};
 use crate::source::{Bytes, FileId, Found, Metadata, Source};
+use crate::view::attr::{Attr, Kind};
+use crate::view::context::Context;
+use crate::view::error::{Error, Result, gone};
 use crate::view::file::{OpenFile, Opened};
-use crate::view::folder::Folder;
-use crate::view::listing::Listing;
-use crate::view::node::{Attr, Id, Kind, NodeKey};
-use crate::view::origin::gone;
+use crate::view::folder::{Folder, Found as InFolder};
+use crate::view::key::{Id, NodeKey};
+use crate::view::node::{Form, Listing, Node};
 use crate::view::usage::{InUse, Tier};
+
+/// Names that are looked at by one thread.
+const FEW: usize = 32;
 
 /// The directory at `path` from the root of the source. A link to one is a directory
 /// of its own: the kernel knows each directory under one name.
@@ -30,8 +38,61 @@ pub fn directory(path: PathBuf, metadata: &Metadata) -> Node {
     Node::new(key, attr, Directory { path, file })
 }
 
+/// The child `name` of a directory; None when there is none.
+fn child(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
+    match real(folder, name)? {
+        Some(node) => Ok(Some(node)),
+        None => table::find(folder, name),
+    }
+}
+
+/// The children of a directory, by name.
+fn children(folder: &Folder) -> Result<Vec<(OsString, Node)>> {
+    let names = folder.scan()?.names();
+    let claims_of = |name: &OsString| claims(folder, name);
+    let claims: Vec<Vec<Claim>> = match names.len() {
+        // Other threads would cost more than they do.
+        0..FEW => names.iter().map(claims_of).collect::<Result<_>>(),
+        _ => names.par_iter().map(claims_of).collect(),
+    }?;
+    let mut claims: Vec<Claim> = claims.into_iter().flatten().collect();
+    claims.sort_by(|a, b| (&a.name, a.rank).cmp(&(&b.name, b.rank)));
+    claims.dedup_by(|later, earlier| later.name == earlier.name);
+    Ok(claims
+        .into_iter()
+        .map(|claim| (claim.name, claim.node))
+        .collect())
+}
+
+/// What the entry `name` of the source puts into the listing.
+fn claims(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
+    let mut claims = Vec::new();
+    match real(folder, name) {
+        Ok(Some(node)) => claims.push(Claim::new(name.to_os_string(), 0, node)),
+        Ok(None) => {}
+        // One file that cannot be looked at does not take the others away.
+        Err(Error::Io(error)) if error.kind() != io::ErrorKind::NotConnected => {
+            return Ok(vec![refusal::unreadable(folder, name, &error.into())]);
+        }
+        Err(error) => return Err(error),
+    }
+    claims.extend(table::list(folder, name)?);
+    Ok(claims)
+}
+
+/// The file or directory `name` of the source, where it is in the tree as it is.
+fn real(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
+    Ok(match folder.find(name)? {
+        InFolder::Directory(metadata) => Some(directory(folder.path(name), &metadata)),
+        InFolder::File(metadata, content) if folder.is_shown(name, &metadata, content) => {
+            Some(file(folder, name, &metadata))
+        }
+        _ => None,
+    })
+}
+
 /// The file `name`.
-pub fn file(folder: &Folder, name: &OsStr, metadata: &Metadata) -> Node {
+fn file(folder: &Folder, name: &OsStr, metadata: &Metadata) -> Node {
     let file = metadata.version.file;
     let key = NodeKey {
         form: "file",
@@ -73,30 +134,30 @@ impl Directory {
     /// # Errors
     /// [`Error::Stale`] when another one stands at its path, or perhaps a link to
     /// one. The root is whatever the source says: nobody could look it up again.
-    fn enter<'v>(&self, view: &'v View) -> Result<Folder<'v>> {
-        let tree = view.tree().enter(&self.path).map_err(gone)?;
+    fn enter<'c>(&self, context: &'c Context) -> Result<Folder<'c>> {
+        let tree = context.tree().enter(&self.path).map_err(gone)?;
         match self.is_root() || tree.metadata().version.file == self.file {
-            true => Ok(Folder::new(view, tree)),
+            true => Ok(Folder::new(context, tree)),
             false => Err(Error::Stale),
         }
     }
 }
 
 impl Form for Directory {
-    fn lookup(&self, view: &View, name: &OsStr) -> Result<Node> {
-        match self.enter(view)?.child(name)? {
+    fn lookup(&self, context: &Context, name: &OsStr) -> Result<Node> {
+        match child(&self.enter(context)?, name)? {
             Some(node) => Ok(node),
-            None if self.is_root() && name == control::NAME => control::directory(view),
+            None if self.is_root() && name == control::NAME => control::directory(context),
             None => Err(Error::NotFound),
         }
     }
 
-    fn list(&self, view: &View) -> Result<Listing> {
-        Ok(Listing::of(self.enter(view)?.children()?))
+    fn list(&self, context: &Context) -> Result<Listing> {
+        Ok(Listing::of(children(&self.enter(context)?)?))
     }
 
-    fn attr(&self, view: &View, made: &Attr) -> Result<Attr> {
-        let now = view.tree().enter(&self.path);
+    fn attr(&self, context: &Context, made: &Attr) -> Result<Attr> {
+        let now = context.tree().enter(&self.path);
         match now {
             Ok(tree) if self.is_root() || tree.metadata().version.file == self.file => {
                 Ok(Attr::of(Kind::Directory, tree.metadata()))
@@ -121,20 +182,20 @@ struct RealFile {
 }
 
 impl Form for RealFile {
-    fn open(&self, view: &View, attr: &Attr) -> Result<OpenFile> {
-        let directory = view.tree().enter(&self.directory).map_err(gone)?;
+    fn open(&self, context: &Context, attr: &Attr) -> Result<OpenFile> {
+        let directory = context.tree().enter(&self.directory).map_err(gone)?;
         let source = directory.open(&self.name).map_err(gone)?;
         let now = source.metadata();
         // Who opens it was let in by the rights that it had.
         if now.version.file != self.file || now.rights != attr.rights() {
             return Err(Error::Stale);
         }
-        let in_use = view.usage().opened(self.location.clone(), Tier::Native);
+        let in_use = context.usage().opened(self.location.clone(), Tier::Native);
         Ok(OpenFile::new(OpenReal { source, in_use }))
     }
 
-    fn attr(&self, view: &View, made: &Attr) -> Result<Attr> {
-        let found = view.tree().enter(&self.directory);
+    fn attr(&self, context: &Context, made: &Attr) -> Result<Attr> {
+        let found = context.tree().enter(&self.directory);
         let found = found.and_then(|directory| directory.stat(&self.name));
         Ok(match found {
             Ok(Found::File(now)) if now.version.file == self.file => Attr::of(Kind::File, &now),

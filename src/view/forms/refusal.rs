@@ -4,13 +4,17 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Claim, Form, Node, Output, Result, View, Xattr};
+use super::output::{Claim, Output};
 use crate::checkpoint::Refusal;
 use crate::source::{self, Metadata, Version};
+use crate::view::attr::{Attr, Kind};
+use crate::view::context::Context;
+use crate::view::error::{Error, Result};
 use crate::view::file::{OpenFile, OpenText};
 use crate::view::folder::{self, Derived, Folder, strip_suffix, with};
-use crate::view::node::{Attr, Id, Kind, NodeKey};
-use crate::view::{Error, source_xattr};
+use crate::view::key::{Id, NodeKey};
+use crate::view::node::{Form, Node};
+use crate::view::xattrs::{self, Xattr};
 
 const REFUSED: &str = ".refused.txt";
 
@@ -90,12 +94,12 @@ struct Refused {
 }
 
 impl Form for Refused {
-    fn open(&self, _: &View, _: &Attr) -> Result<OpenFile> {
+    fn open(&self, _: &Context, _: &Attr) -> Result<OpenFile> {
         Ok(OpenFile::new(OpenText(self.text.clone())))
     }
 
-    fn xattrs(&self, _: &View) -> Result<Vec<Xattr>> {
-        Ok(vec![source_xattr(&self.about)])
+    fn xattrs(&self, _: &Context) -> Result<Vec<Xattr>> {
+        Ok(vec![xattrs::source(&self.about)])
     }
 
     fn is_refusal(&self) -> bool {

@@ -4,20 +4,24 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use super::{Claim, Form, Node, Output, Result, View, Xattr};
+use super::output::{Claim, Output};
 use crate::cache::{Promoted, Stamp};
 use crate::convert::{Extent, Planned, Reader, Segment, names};
-use crate::source::Bytes;
+use crate::source::{Bytes, Tree};
+use crate::view::attr::Attr;
+use crate::view::context::Context;
+use crate::view::error::{Error, Result};
 use crate::view::file::{OpenFile, Opened, Pages};
 use crate::view::folder::{Derived, Folder, strip_suffix, with};
-use crate::view::node::{Attr, Id, NodeKey};
+use crate::view::key::{Id, NodeKey};
+use crate::view::node::{Form, Node};
 use crate::view::origin::Origin;
 use crate::view::promoter::{Promote, Wish};
 use crate::view::reading::Reading;
 use crate::view::usage::{InUse, Tier};
-use crate::view::{Error, source_pages, source_xattr, tier_xattr};
+use crate::view::xattrs::{self, Xattr};
 
 pub const OUTPUT: Output = Output { list, find };
 
@@ -25,7 +29,7 @@ fn list(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
     Ok(match folder.derived(name)? {
         Derived::Converted(base, origin) => {
             let name = with(&base, names::SAFETENSORS);
-            vec![Claim::new(name, 1, node(folder.view, origin))]
+            vec![Claim::new(name, 1, node(folder.context, origin))]
         }
         _ => Vec::new(),
     })
@@ -36,11 +40,11 @@ fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
         return Ok(None);
     };
     let origin = folder.converted(base)?;
-    Ok(origin.map(|origin| node(folder.view, origin)))
+    Ok(origin.map(|origin| node(folder.context, origin)))
 }
 
 /// The converted form of `origin`: the file that it was promoted to, where there is one.
-fn node(view: &View, origin: Arc<Origin>) -> Node {
+fn node(context: &Context, origin: Arc<Origin>) -> Node {
     let attr = origin.attr;
     let key = |form, of| NodeKey {
         form,
@@ -48,7 +52,7 @@ fn node(view: &View, origin: Arc<Origin>) -> Node {
         of,
         part: 0,
     };
-    let promoter = view.promoter();
+    let promoter = context.promoter();
     match promoter.and_then(|promoter| promoter.peek(&origin)) {
         Some(stamp) => {
             // Which file it is counts too: the kernel holds one for each node.
@@ -64,16 +68,22 @@ fn node(view: &View, origin: Arc<Origin>) -> Node {
 struct Streamed(Arc<Origin>);
 
 impl Form for Streamed {
-    fn open(&self, view: &View, _: &Attr) -> Result<OpenFile> {
+    fn open(&self, context: &Context, _: &Attr) -> Result<OpenFile> {
         let Streamed(origin) = self;
-        let reader = Arc::new(view.sources().reader(origin)?);
-        let wish = view.wish(origin);
+        let reader = Arc::new(context.sources().reader(origin)?);
+        let wish = context.wish(origin);
         if wish.policy() == Some(Promote::Always) {
             wish.make();
         }
-        let pages = source_pages(view, origin, &reader);
+        let pages = Arc::new(SourcePages {
+            tree: context.tree().clone(),
+            origin: origin.clone(),
+            reader: Arc::downgrade(&reader),
+        });
         Ok(OpenFile::new(OpenStreamed {
-            in_use: view.usage().opened(origin.location.clone(), Tier::Stream),
+            in_use: context
+                .usage()
+                .opened(origin.location.clone(), Tier::Stream),
             reading: Reading::new(reader.plan().size()),
             settled: origin.key.is_settled(),
             reader,
@@ -82,10 +92,10 @@ impl Form for Streamed {
         }))
     }
 
-    fn xattrs(&self, _: &View) -> Result<Vec<Xattr>> {
+    fn xattrs(&self, _: &Context) -> Result<Vec<Xattr>> {
         Ok(vec![
-            source_xattr(&self.0.location),
-            tier_xattr(Tier::Stream),
+            xattrs::source(&self.0.location),
+            xattrs::tier(Tier::Stream),
         ])
     }
 
@@ -102,20 +112,20 @@ struct Kept {
 }
 
 impl Form for Kept {
-    fn open(&self, view: &View, _: &Attr) -> Result<OpenFile> {
+    fn open(&self, context: &Context, _: &Attr) -> Result<OpenFile> {
         // Whoever looks the name up again finds what there is now.
-        let promoted = view.promoted(&self.origin);
+        let promoted = context.promoted(&self.origin);
         let promoted = promoted.filter(|promoted| promoted.stamp() == self.stamp);
         let promoted = promoted.ok_or(Error::Stale)?;
-        let in_use = view
+        let in_use = context
             .usage()
             .opened(self.origin.location.clone(), Tier::Promoted);
         Ok(OpenFile::new(OpenPromoted { promoted, in_use }))
     }
 
-    fn xattrs(&self, _: &View) -> Result<Vec<Xattr>> {
-        let source = source_xattr(&self.origin.location);
-        Ok(vec![source, tier_xattr(Tier::Promoted)])
+    fn xattrs(&self, _: &Context) -> Result<Vec<Xattr>> {
+        let source = xattrs::source(&self.origin.location);
+        Ok(vec![source, xattrs::tier(Tier::Promoted)])
     }
 
     fn origin(&self) -> Option<&Origin> {
@@ -186,6 +196,26 @@ impl Opened for OpenStreamed {
         match self.reader.segment(offset, len) {
             Segment::Direct { from, len } => Some((self.pages.clone(), from..from + len)),
             Segment::Assembled { .. } => None,
+        }
+    }
+}
+
+struct SourcePages {
+    tree: Arc<dyn Tree>,
+    origin: Arc<Origin>,
+    /// As long as it is open: it has its own mapping of the source.
+    reader: Weak<Reader>,
+}
+
+impl Pages for SourcePages {
+    fn drop_pages(&self, extent: Range<u64>) {
+        if let Some(reader) = self.reader.upgrade() {
+            return reader.source().drop_pages(extent);
+        }
+        // If it is another file by now, that one is read again: no harm is done.
+        let directory = self.tree.enter(&self.origin.directory);
+        if let Ok(source) = directory.and_then(|directory| directory.open(&self.origin.name)) {
+            source.drop_pages(extent);
         }
     }
 }

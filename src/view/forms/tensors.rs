@@ -6,28 +6,32 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::index::merged;
+use super::output::{Claim, Output};
 use super::tensor_names;
-use super::{Claim, Form, Node, Output, Result, View, Xattr};
 use crate::cache::Promoted;
 use crate::checkpoint::Content;
 use crate::convert::{Extent, Plan, Planned, Reader, names};
 use crate::source::Bytes;
+use crate::view::attr::Attr;
+use crate::view::context::Context;
+use crate::view::error::{Error, Result};
 use crate::view::file::{OpenFile, OpenText, Opened};
 use crate::view::folder::{Derived, Folder, Found, strip_suffix, with};
-use crate::view::listing::{Children, Listing};
-use crate::view::node::{Attr, Id, NodeKey};
+use crate::view::key::{Id, NodeKey};
+use crate::view::node::{Children, Form, Listing, Node};
+use crate::view::options::Tensors;
 use crate::view::origin::{Origin, Sources};
 use crate::view::promoter::Wish;
+use crate::view::tensor_set::TensorSet;
 use crate::view::usage::{InUse, Tier};
-use crate::view::{Error, Tensors, source_xattr};
+use crate::view::xattrs::{self, Xattr};
 
 pub const SUFFIX: &str = ".tensors";
 
 pub const OUTPUT: Output = Output { list, find };
 
 fn list(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
-    if folder.view.options().tensors != Tensors::Show {
+    if folder.context.options().tensors != Tensors::Show {
         return Ok(Vec::new());
     }
     let of = match folder.derived(name)? {
@@ -48,17 +52,14 @@ fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
     let Some(base) = strip_suffix(name, SUFFIX) else {
         return Ok(None);
     };
-    if folder.view.options().tensors == Tensors::Off {
+    if folder.context.options().tensors == Tensors::Off {
         return Ok(None);
     }
     let origin = match native(folder, &with(base, names::SAFETENSORS))? {
         Some((_, origin)) => Some(origin),
         None => folder.converted(base)?,
     };
-    match origin {
-        Some(origin) => Ok(Some(single(folder.path(name), origin))),
-        None => merged(folder, base),
-    }
+    Ok(origin.map(|origin| single(folder.path(name), origin)))
 }
 
 /// The file `name`, if it is safetensors and is called so, and its stem.
@@ -71,17 +72,6 @@ fn native(folder: &Folder, name: &OsStr) -> Result<Option<(OsString, Arc<Origin>
     };
     let origin = folder.origin(name, &metadata, content).ok();
     Ok(origin.map(|origin| (base.to_os_string(), origin)))
-}
-
-/// The tensors of a file, or of all files that an index names.
-#[derive(Debug)]
-pub struct TensorSet {
-    /// Where the directory stands in the tree.
-    pub path: Arc<Path>,
-    pub parts: Box<[Arc<Origin>]>,
-    /// Part and index of each tensor, by name; None when there is one part,
-    /// whose plan knows the order.
-    pub places: Option<Box<[(u32, u32)]>>,
 }
 
 /// The directory of one file's tensors.
@@ -112,13 +102,16 @@ pub fn directory(set: Arc<TensorSet>, attr: Attr) -> Node {
 struct Directory(Arc<TensorSet>);
 
 impl Form for Directory {
-    fn lookup(&self, view: &View, name: &OsStr) -> Result<Node> {
+    fn lookup(&self, context: &Context, name: &OsStr) -> Result<Node> {
         let name = name.to_str().ok_or(Error::NotFound)?;
-        TensorListing::open(view.sources(), &self.0)?.find(name)
+        TensorListing::open(context.sources(), &self.0)?.find(name)
     }
 
-    fn list(&self, view: &View) -> Result<Listing> {
-        Ok(Listing::many(TensorListing::open(view.sources(), &self.0)?))
+    fn list(&self, context: &Context) -> Result<Listing> {
+        Ok(Listing::many(TensorListing::open(
+            context.sources(),
+            &self.0,
+        )?))
     }
 }
 
@@ -278,11 +271,11 @@ struct Tensor {
 impl Form for Tensor {
     /// A tensor is read from the promoted file, where there is one: what had to be
     /// computed has been computed then.
-    fn open(&self, view: &View, _: &Attr) -> Result<OpenFile> {
+    fn open(&self, context: &Context, _: &Attr) -> Result<OpenFile> {
         let Tensor { origin, index } = self;
-        let opened = |tier| view.usage().opened(origin.location.clone(), tier);
-        if let Some(promoted) = view.promoted(origin) {
-            let plan = view.sources().plan(origin)?;
+        let opened = |tier| context.usage().opened(origin.location.clone(), tier);
+        if let Some(promoted) = context.promoted(origin) {
+            let plan = context.sources().plan(origin)?;
             let tensor = plan.tensors().get(*index).ok_or(Error::Stale)?;
             return Ok(OpenFile::new(PromotedTensor {
                 promoted,
@@ -292,16 +285,16 @@ impl Form for Tensor {
             }));
         }
         Ok(OpenFile::new(StreamedTensor {
-            reader: view.sources().reader(origin)?,
+            reader: context.sources().reader(origin)?,
             index: *index,
             in_use: opened(Tier::Stream),
-            wish: view.wish(origin),
+            wish: context.wish(origin),
             settled: origin.key.is_settled(),
         }))
     }
 
-    fn xattrs(&self, view: &View) -> Result<Vec<Xattr>> {
-        let plan = view.sources().plan(&self.origin)?;
+    fn xattrs(&self, context: &Context) -> Result<Vec<Xattr>> {
+        let plan = context.sources().plan(&self.origin)?;
         let tensor = plan.tensors().get(self.index).ok_or(Error::Stale)?;
         let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
         let shape = format!("[{}]", shape.join(", "));
@@ -309,7 +302,7 @@ impl Form for Tensor {
             ("user.stfs.dtype", tensor.dtype.to_string().into_bytes()),
             ("user.stfs.name", tensor.name.as_bytes().to_vec()),
             ("user.stfs.shape", shape.into_bytes()),
-            source_xattr(&self.origin.location),
+            xattrs::source(&self.origin.location),
         ])
     }
 }
@@ -366,11 +359,11 @@ struct Values {
 }
 
 impl Form for Values {
-    fn open(&self, _: &View, _: &Attr) -> Result<OpenFile> {
+    fn open(&self, _: &Context, _: &Attr) -> Result<OpenFile> {
         Ok(OpenFile::new(OpenText(self.text.clone())))
     }
 
-    fn xattrs(&self, _: &View) -> Result<Vec<Xattr>> {
-        Ok(vec![source_xattr(&self.about)])
+    fn xattrs(&self, _: &Context) -> Result<Vec<Xattr>> {
+        Ok(vec![xattrs::source(&self.about)])
     }
 }
