@@ -4,11 +4,11 @@
 //! The modules are the way of the data: each uses only those above it.
 //!
 //! ```text
-//! source      bytes of a file, and which file they came from
+//! source      a tree of files, wherever it lies: their bytes, and which file they are
 //! pickle      bytes -> inert objects; nothing is resolved, imported or called
 //! checkpoint  file -> named tensors and where their bytes lie
 //! convert     named tensors -> safetensors header and segments; file names
-//! cache       plans, each made once, and converted files; kept for the next process
+//! cache       what is known of each file, and converted files; kept for the next process
 //! view        the tree a mount shows
 //! mount       that tree in the kernel's terms
 //! cli         the commands
@@ -22,3 +22,7 @@ pub mod mount;
 pub mod pickle;
 pub mod source;
 pub mod view;
+
+#[cfg(test)]
+#[path = "../tests/support/skip.rs"]
+mod skip;

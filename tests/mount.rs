@@ -12,7 +12,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use tempfile::TempDir;
 
 mod support;
@@ -21,8 +24,7 @@ mod support;
 macro_rules! needs {
     ($condition:expr, $what:literal) => {
         if !$condition {
-            println!("skipped: {}", $what);
-            return;
+            return support::skip::skip($what);
         }
     };
 }
@@ -37,6 +39,20 @@ fn root() -> bool {
 
 /// A user who is neither root nor the owner of anything.
 const NOBODY: u32 = 65534;
+
+/// Lets every user open /dev/fuse, as far as this thread and its children see: where
+/// it is closed they get another node, which is made at `node`.
+fn open_fuse_to_all(node: &Path) -> nix::Result<()> {
+    if fs::metadata("/dev/fuse").unwrap().mode() & 0o006 == 0o006 {
+        return Ok(());
+    }
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    mknod(node, SFlag::S_IFCHR, Mode::all(), makedev(10, 229))?;
+    fs::set_permissions(node, PermissionsExt::from_mode(0o666)).unwrap();
+    mount(Some(node), "/dev/fuse", none, MsFlags::MS_BIND, none)
+}
 
 /// A source directory, and a directory to mount it on.
 struct Place {
@@ -113,7 +129,7 @@ impl Place {
     /// The line of this mount in the kernel's table.
     fn table_line(&self) -> Option<String> {
         let point = format!(" {} ", self.point.to_str().unwrap());
-        let table = fs::read("/proc/self/mounts").unwrap();
+        let table = fs::read("/proc/thread-self/mounts").unwrap();
         String::from_utf8_lossy(&table)
             .lines()
             .find(|line| line.contains(&point))
@@ -1129,8 +1145,9 @@ fn an_ordinary_user_mounts_through_the_helper() {
     needs!(fuse() && root(), "no /dev/fuse, or not root");
     let helper = Command::new("fusermount3").arg("-V").output();
     needs!(helper.is_ok(), "no fusermount3");
-    let open_to_all = fs::metadata("/dev/fuse").unwrap().mode() & 0o006 == 0o006;
-    needs!(open_to_all, "/dev/fuse is closed to ordinary users");
+    let device = tempfile::tempdir().unwrap();
+    let opened = open_fuse_to_all(&device.path().join("fuse"));
+    needs!(opened.is_ok(), "/dev/fuse is closed to ordinary users");
     let place = Place::named(OsStr::new("a,b\\c d"));
     place.write("file", "text");
     // Where the user can certainly run it.

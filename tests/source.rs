@@ -2,6 +2,8 @@
 
 #[path = "source/local.rs"]
 mod local;
+#[path = "support/skip.rs"]
+mod skip;
 #[path = "source/suite.rs"]
 mod suite;
 

@@ -170,8 +170,10 @@ impl Directory {
     pub fn announce(&self, number: u64) -> io::Result<Alive> {
         let path = self.mount(number);
         make(&self.root.join("mounts"))?;
-        let file = File::create(&path)?;
-        file.try_lock()?;
+        File::create(&path)?;
+        // Nothing is open for writing, so that the file system can be made read-only.
+        let file = File::open(&path)?;
+        file.try_lock_shared()?;
         Ok(Alive { path, _lock: file })
     }
 

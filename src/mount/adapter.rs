@@ -602,8 +602,7 @@ mod tests {
     #[test]
     fn a_panic_is_an_io_error_and_no_more() {
         if !Path::new("/dev/fuse").exists() {
-            println!("skipped: no /dev/fuse");
-            return;
+            return crate::skip::skip("no /dev/fuse");
         }
         let dir = tempfile::tempdir().unwrap();
         let attributes = device::Attributes {

@@ -7,7 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{Metadata, Version};
+use super::{Metadata, System, Version};
 
 /// Why bytes of a source could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -242,6 +242,12 @@ impl Source {
         self.ranges.drop_pages(extent);
     }
 
+    /// Whether small reads cost next to nothing: the file lies on a disk of this
+    /// machine.
+    pub fn is_near(&self) -> bool {
+        matches!(self.version().file.system, System::Lasting { .. })
+    }
+
     /// The file from its first byte to its last.
     pub fn span(&self) -> Span<'_> {
         Span {
@@ -291,6 +297,11 @@ impl<'a> Span<'a> {
     /// Bytes from the start of the file.
     pub fn start(&self) -> u64 {
         self.start
+    }
+
+    /// As [`Source::is_near`].
+    pub fn is_near(&self) -> bool {
+        self.source.is_near()
     }
 
     /// As [`Source::read_at`], with an offset from the start of the span.

@@ -40,6 +40,7 @@ fn corpus() -> Option<PathBuf> {
     if folder.join("MANIFEST.tsv").exists() {
         return Some(folder);
     }
+    // It is no part of this repository, and nobody can install it.
     println!("skipped: no corpus at {}", folder.display());
     None
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use stfs::checkpoint::{self, Cause, Checkpoint, Content, Promise, fingerprint, sniff};
 use stfs::convert::{Files, Plan, Reader};
 use stfs::source::memory::MemoryTree;
-use stfs::source::{self, Source};
+use stfs::source::{self, Source, System};
 
 use super::archive::{Archive, crc32};
 use super::opcodes::*;
@@ -41,8 +41,21 @@ fn large() -> Archive {
 struct Model(MemoryTree);
 
 impl Model {
+    /// Where every read costs.
     fn new(bytes: &[u8]) -> Model {
-        let tree = MemoryTree::new();
+        let system = System::Mounted {
+            mount: 1,
+            device: 1,
+        };
+        Model::in_tree(MemoryTree::on(system), bytes)
+    }
+
+    /// On a disk of this machine.
+    fn near(bytes: &[u8]) -> Model {
+        Model::in_tree(MemoryTree::new(), bytes)
+    }
+
+    fn in_tree(tree: MemoryTree, bytes: &[u8]) -> Model {
         tree.write("model.pt", bytes);
         Model(tree)
     }
@@ -186,6 +199,20 @@ fn what_was_predicted_wrongly_is_never_handed_out() {
     let mut other_method = sound.clone();
     other_method[at + 8] = 8;
     refused_when_read(&other_method, "has another name or method");
+}
+
+#[test]
+fn a_wrong_header_is_a_refusal_at_once_where_reads_cost_little() {
+    let mut bytes = large().bytes();
+    let at = header(&bytes, &format!("model/data/{}", TENSORS - 1));
+    bytes[at + 30] = b'n';
+    let model = Model::near(&bytes);
+    let source = model.source();
+    let content = content(&source);
+    match model.read(&source, content) {
+        Err(checkpoint::Error::Refused(refusal)) => assert_eq!(refusal.cause(), Cause::Ambiguous),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

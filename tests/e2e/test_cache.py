@@ -16,7 +16,7 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
-from caches import MIB, SIZE, promoted, settled, tier, wait_for
+from caches import MIB, SETTLED_S, SIZE, promoted, settled, tier, wait_for
 from filesystems import tmpfs
 from safetensors.torch import load_file, save
 from users import NOBODY, fuse_is_open_to_all, needs_root, run_where_fuse_is_open_to_all
@@ -297,6 +297,8 @@ def test_source_replaced_during_a_promotion(cache, stfs, tmp_path):
     os.replace(new, model)
     process.wait()
     wanted = save(torch.load(model), {"format": "pt"})
+    # Its name moved: that is a change of the inode.
+    time.sleep(SETTLED_S)
     with cache.mounted(model.parent) as mount:
         assert (mount / "model.safetensors").read_bytes() == wanted
         assert promoted(mount / "model.safetensors").read_bytes() == wanted

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use stfs::source::{Found, Links, LocalTree, Obstacle, System, Tree};
 
+use super::skip::skip;
 use super::{Ground, Local};
 
 fn obstacle(tree: &dyn Tree, name: &str) -> Obstacle {
@@ -211,8 +212,7 @@ fn an_ordinary_disk_can_be_trusted_and_settles() {
     };
     let first = version();
     if matches!(first.file.system, System::Mounted { .. }) {
-        println!("skipped: the temporary directory is on a file system of no known kind");
-        return;
+        return skip("the temporary directory is on a file system of no known kind");
     }
     assert!(!first.settled && !first.is_lasting());
     while !version().settled {

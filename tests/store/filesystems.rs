@@ -9,6 +9,7 @@ use stfs::cache::{Comparison, Directory, Error, Limit, Promotion, Store};
 use tempfile::{TempDir, tempdir};
 
 use super::common::*;
+use super::support::skip::skip;
 
 /// A mounted file system, which goes on drop.
 struct Mounted {
@@ -24,7 +25,7 @@ impl Mounted {
         match mount(none, path, Some("tmpfs"), MsFlags::empty(), Some(options)) {
             Ok(()) => Some(Mounted { folder }),
             Err(error) => {
-                println!("skipped: this user may not mount a tmpfs: {error}");
+                skip(format!("this user may not mount a tmpfs: {error}"));
                 None
             }
         }
@@ -48,7 +49,7 @@ impl Mounted {
         match mount(Some("overlay"), &merged, kind, MsFlags::empty(), options) {
             Ok(()) => Some(merged),
             Err(error) => {
-                println!("skipped: no overlay: {error}");
+                skip(format!("no overlay: {error}"));
                 None
             }
         }

@@ -3,6 +3,8 @@
 
 #![allow(dead_code)]
 
+pub mod skip;
+
 use std::path::Path;
 
 use stfs::source::{Bytes, Found, LocalTree, Source, Tree, Version};

@@ -1,9 +1,7 @@
 //! What a test says that cannot run here, so that nobody takes its silence for a success.
 //!
-//! A test that returns without having tested anything calls one of these first. Each prints a line
-//! that begins with `skipped: `. Where `STFS_REQUIRE_E2E` is `1`, as in continuous integration, what
-//! could have been installed had to be: [`skip`] fails the test then. [`without_material`] never
-//! does; it is for files that are no part of this repository and that nobody can install.
+//! A test that returns without having tested anything calls [`skip`] first. Where `STFS_REQUIRE_E2E`
+//! is `1`, as in continuous integration, what could have been installed had to be: it fails then.
 //!
 //! ```ignore
 //! if !Path::new("/dev/fuse").exists() {
@@ -19,9 +17,4 @@ pub fn skip(reason: impl Display) {
     println!("skipped: {reason}");
     let required = env::var_os("STFS_REQUIRE_E2E").is_some_and(|value| value == "1");
     assert!(!required, "skipped, and STFS_REQUIRE_E2E is set: {reason}");
-}
-
-/// The test cannot run for want of material that is not part of this repository.
-pub fn without_material(reason: impl Display) {
-    println!("skipped: material that is not part of this repository: {reason}");
 }

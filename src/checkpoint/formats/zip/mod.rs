@@ -106,9 +106,14 @@ pub struct Archive<'a> {
 
 impl<'a> Archive<'a> {
     /// Reads the central directory of `source`, and the local headers of those
-    /// entries whose data are not where torch would have put them.
+    /// entries whose data are not where torch would have put them. Where that costs
+    /// little, those of all.
     pub fn read(source: Span<'a>) -> Result<Archive<'a>> {
-        let (tail, directory, entries) = entries(source, local::predict)?;
+        let predict: Predict = match source.is_near() {
+            true => |_, _| None,
+            false => local::predict,
+        };
+        let (tail, directory, entries) = entries(source, predict)?;
         let names = unique_names(&entries)?;
         Ok(Archive {
             source,
