@@ -7,9 +7,21 @@ use crate::source;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Source(#[from] source::Error),
+    Source(source::Error),
     #[error(transparent)]
     Refused(#[from] Refusal),
+}
+
+impl From<source::Error> for Error {
+    /// A refusal that was found while bytes were read is one, and no failed read.
+    fn from(error: source::Error) -> Error {
+        if let source::Error::Io(error) = &error
+            && let Some(refusal) = error.get_ref().and_then(|inner| inner.downcast_ref())
+        {
+            return Error::Refused(Refusal::clone(refusal));
+        }
+        Error::Source(error)
+    }
 }
 
 impl Error {

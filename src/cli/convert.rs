@@ -1,8 +1,8 @@
 //! `stfs convert`.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -65,7 +65,7 @@ fn file(arguments: &Arguments) -> Result<(), Failure> {
         let name = source.file_name().unwrap_or_default().to_string_lossy();
         dest.push(format!("{}{}", names::stem(&name), names::SAFETENSORS));
     }
-    let mode = fs::metadata(source)?.permissions().mode();
+    let mode = reader.rights().mode;
     write(&dest, mode, arguments.force, |offset| {
         let bytes = reader.read(offset, CHUNK);
         bytes.map_err(|error| FileError::new(source, error.into()).into())
@@ -85,7 +85,7 @@ fn directory(arguments: &Arguments) -> Result<(), Failure> {
     };
     let view = View::new(&arguments.source, options).map_err(read(&arguments.source))?;
     let root = view.root().map_err(read(&arguments.source))?;
-    create_directory(&arguments.dest)?;
+    create_directory(&arguments.dest, root.attr().mode)?;
     if arguments.dest.canonicalize()?.starts_with(view.location()) {
         return Err(Error::Inside(arguments.dest.clone()).into());
     }
@@ -96,7 +96,7 @@ fn directory(arguments: &Arguments) -> Result<(), Failure> {
         for (name, node) in (0..listing.len()).filter_map(|index| listing.entry(index)) {
             let dest = dest.join(&name);
             if node.kind() == Kind::Directory {
-                create_directory(&dest)?;
+                create_directory(&dest, node.attr().mode)?;
                 pending.push((node, dest));
                 continue;
             }
@@ -109,7 +109,7 @@ fn directory(arguments: &Arguments) -> Result<(), Failure> {
                 continue;
             }
             let mode = view.attr(&node).map_err(read(&dest))?.mode;
-            write(&dest, mode.into(), arguments.force, |offset| {
+            write(&dest, mode, arguments.force, |offset| {
                 Ok(open.read(offset, CHUNK).map_err(read(&dest))?)
             })?;
         }
@@ -120,8 +120,10 @@ fn directory(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-fn create_directory(path: &Path) -> Result<(), Error> {
-    match fs::create_dir(path) {
+/// Makes a directory that whoever may enter it in a mount may enter, and its owner.
+fn create_directory(path: &Path, mode: u16) -> Result<(), Error> {
+    let mode = u32::from(mode) | 0o700;
+    match DirBuilder::new().mode(mode).create(path) {
         Err(_) if path.is_dir() => Ok(()),
         done => done.map_err(|error| Error::Write(path.to_path_buf(), error)),
     }
@@ -131,7 +133,7 @@ fn create_directory(path: &Path) -> Result<(), Error> {
 /// `read` gives the bytes from an offset on, none at the end.
 fn write<'a>(
     dest: &Path,
-    mode: u32,
+    mode: u16,
     force: bool,
     mut read: impl FnMut(u64) -> Result<Bytes<'a>, Failure>,
 ) -> Result<(), Failure> {
@@ -152,8 +154,8 @@ fn write<'a>(
             written => offset += written as u64,
         }
     }
-    // Read and write rights as those of the source, and the owner may write.
-    file.set_permissions(Permissions::from_mode(mode & 0o777 | 0o200))
+    // Whoever may read it in a mount, and the owner may write.
+    file.set_permissions(Permissions::from_mode(u32::from(mode) | 0o200))
         .map_err(failed)?;
     file.sync_all().map_err(failed)?;
     let persisted = match force {

@@ -1,6 +1,6 @@
 //! The files that a converted file is made from, held open.
 
-use crate::source::{self, Result, Source};
+use crate::source::{self, Result, Rights, Source};
 
 /// The file of a checkpoint, and its companions.
 #[derive(Debug)]
@@ -30,6 +30,12 @@ impl Files {
     pub fn all(&self) -> impl Iterator<Item = (Option<u32>, &Source)> {
         let companions = (0..).map(Some).zip(&self.companions);
         std::iter::once((None, &self.main)).chain(companions)
+    }
+
+    /// Those that all of them have in common.
+    pub fn rights(&self) -> Rights {
+        let rights = self.companions.iter().map(|file| file.metadata().rights);
+        rights.fold(self.main.metadata().rights, Rights::common)
     }
 
     /// As [`Source::check`], of all of them.

@@ -8,7 +8,7 @@ use lru::LruCache;
 use super::extent::{Assembled, Extent};
 use super::files::Files;
 use super::plan::Plan;
-use crate::source::{Bytes, Result, Source};
+use crate::source::{Bytes, Result, Rights, Source};
 
 /// Assembled tensors are put together in blocks of about this many bytes, so that
 /// reads in sequence visit each stretch of the source once.
@@ -66,6 +66,11 @@ impl Reader {
 
     pub fn source(&self) -> &Source {
         self.files.main()
+    }
+
+    /// Who may read what is made of the sources: whoever may read all of them.
+    pub fn rights(&self) -> Rights {
+        self.files.rights()
     }
 
     /// The companion with this number, in the order of [`Plan::companions`].

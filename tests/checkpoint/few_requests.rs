@@ -159,6 +159,8 @@ fn refused_when_read(bytes: &[u8], what: &str) {
         let reader = model.reader(&plan);
         assert_eq!(owned(reader.read(0, header).unwrap()), plan.header());
         assert!(plan.refusal().is_none());
+        let error = checkpoint::Error::from(reader.read(0, header + 8).unwrap_err());
+        assert!(matches!(error, checkpoint::Error::Refused(_)), "{error}");
 
         // From the mapping, put together, and one tensor alone.
         for attempt in 0..2 {

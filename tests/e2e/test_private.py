@@ -415,6 +415,7 @@ def test_what_is_converted_has_the_rights_that_the_mount_shows(distributed, stfs
     part.chmod(0o600)
     stfs.convert(distributed, tmp_path / "directory")
     stfs.convert(distributed / "step1", tmp_path / "step1")
+    stfs.convert(distributed / "step1" / ".metadata", tmp_path / "alone.safetensors")
     stfs.convert(distributed / "own.pt", tmp_path / "own.safetensors")
     with mounted(distributed) as mount_point:
         for name, wanted in (("open", 0o444), ("group", 0o440), ("own", 0o400), ("step1/model", 0o400)):
@@ -424,3 +425,11 @@ def test_what_is_converted_has_the_rights_that_the_mount_shows(distributed, stfs
             assert written & 0o444 == wanted and written & 0o022 == 0, name
     assert mode(tmp_path / "step1" / "model.safetensors") & 0o444 == 0o400
     assert mode(tmp_path / "own.safetensors") & 0o444 == 0o400
+    assert mode(tmp_path / "alone.safetensors") & 0o444 == 0o400
+
+
+def test_directories_that_are_converted_stay_closed(distributed, stfs, tmp_path):
+    (distributed / "step1").chmod(0o700)
+    stfs.convert(distributed, tmp_path / "converted")
+    assert mode(tmp_path / "converted" / "step1") == 0o700
+    assert mode(tmp_path / "converted") == 0o755
