@@ -311,7 +311,7 @@ impl<'a> Mounted<'a> {
         Self {
             place,
             device: mount
-                .filter(|mount| mount.is_stfs())
+                .filter(|mount| mountinfo::is_stfs(mount))
                 .map(|mount| mount.device),
         }
     }

@@ -1,40 +1,22 @@
-//! The mounts this process sees: `/proc/self/mountinfo`, proc(5).
+//! Which of the mounts that this process sees are those of stfs, and where.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 
 use super::error::Error;
+pub use crate::source::local::mountinfo::{Mount, mounts};
 
 /// The file system type of an stfs mount, as mountinfo and `/proc/mounts` show it.
 pub const FS_TYPE: &str = "fuse.stfs";
 
-/// One mount.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// Device number of the file system, as `st_dev` has it.
-    pub device: u64,
-    /// Absolute path, free of symbolic links.
-    pub point: PathBuf,
-    pub fs_type: OsString,
-    /// The first field of `/proc/mounts`.
-    pub source: OsString,
-}
-
-impl Mount {
-    pub fn is_stfs(&self) -> bool {
-        self.fs_type == FS_TYPE
-    }
-}
-
-/// All mounts, each after those it may cover.
-pub fn mounts() -> io::Result<Vec<Mount>> {
-    Ok(parse(&fs::read("/proc/self/mountinfo")?))
+/// Whether a mount is one of stfs.
+pub fn is_stfs(mount: &Mount) -> bool {
+    mount.fs_type == FS_TYPE
 }
 
 /// The mount at exactly `point`; of several on top of each other the uppermost.
@@ -46,7 +28,7 @@ pub fn mount_at(point: &Path) -> io::Result<Option<Mount>> {
 
 /// Where all stfs mounts are.
 pub fn stfs_mounts() -> io::Result<Vec<PathBuf>> {
-    let mounts = mounts()?.into_iter().filter(Mount::is_stfs);
+    let mounts = mounts()?.into_iter().filter(is_stfs);
     Ok(mounts.map(|mount| mount.point).collect())
 }
 
@@ -97,74 +79,9 @@ fn is_link(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
 }
 
-fn parse(table: &[u8]) -> Vec<Mount> {
-    table
-        .split(|&byte| byte == b'\n')
-        .filter_map(parse_line)
-        .collect()
-}
-
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
-fn parse_line(line: &[u8]) -> Option<Mount> {
-    let mut fields = line.split(|&byte| byte == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
-    let (major, minor) = device.split_once(':')?;
-    let point = unescape(fields.nth(1)?);
-    // Any number of optional fields lies before the separator.
-    fields.find(|field| field == b"-")?;
-    Some(Mount {
-        device: libc::makedev(major.parse().ok()?, minor.parse().ok()?),
-        point: point.into(),
-        fs_type: OsStr::from_bytes(fields.next()?).to_owned(),
-        source: unescape(fields.next()?),
-    })
-}
-
-/// Undoes the kernel's `\ooo` for blanks, backslashes and the like.
-fn unescape(field: &[u8]) -> OsString {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = match tail {
-            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] if first == b'\\' => {
-                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
-            }
-            _ => None,
-        };
-        plain.push(octal.unwrap_or(first));
-        rest = if octal.is_some() { &tail[3..] } else { tail };
-    }
-    OsString::from_vec(plain)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_of_the_manual_page_and_of_a_kernel() {
-        let table = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n\
-            97 1 0:44 / /mnt/a\\040b\\134c ro,nosuid,nodev,relatime shared:3 master:4 - fuse.stfs /models,\\012x\\043 ro,user_id=0\n\
-            98 1 0:45 / /plain rw - tmpfs  rw\n";
-        let mounts = parse(table);
-        assert_eq!(mounts.len(), 3);
-        assert_eq!(mounts[0].point, Path::new("/mnt2"));
-        assert_eq!(mounts[0].source, "/dev/root");
-        assert_eq!(mounts[0].device, libc::makedev(98, 0));
-        assert!(!mounts[0].is_stfs());
-        assert_eq!(mounts[1].point, Path::new("/mnt/a b\\c"));
-        assert_eq!(mounts[1].source, "/models,\nx#");
-        assert!(mounts[1].is_stfs());
-        assert_eq!(mounts[2].source, "");
-    }
-
-    #[test]
-    fn broken_lines_are_passed_over() {
-        assert_eq!(
-            parse(b"\n1 2\n1 2 x:y / /a rw - t s o\n1 2 0:1 / /a rw\n"),
-            []
-        );
-    }
 
     #[test]
     fn this_process_has_a_root() {

@@ -28,7 +28,7 @@ pub fn prepare(path: &Path, source: &Path, nonempty: bool) -> Result<MountPoint,
     let place = mountinfo::locate(path)?;
     let mut cleared = false;
     while let Some(mount) = mountinfo::mount_at(&place).map_err(io_error("read the mount table"))? {
-        if !mount.is_stfs() || !mountinfo::is_dead(&place) {
+        if !mountinfo::is_stfs(&mount) || !mountinfo::is_dead(&place) {
             return Err(already_mounted(path, &mount));
         }
         unmount::detach(&place)?;
@@ -71,7 +71,7 @@ fn already_mounted(path: &Path, mount: &Mount) -> Error {
         path: path.to_owned(),
         fs_type: mount.fs_type.to_string_lossy().into_owned(),
         source_name: mount.source.to_string_lossy().into_owned(),
-        umount: if mount.is_stfs() {
+        umount: if mountinfo::is_stfs(mount) {
             "stfs umount"
         } else {
             "umount"

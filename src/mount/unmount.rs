@@ -31,7 +31,7 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), Error> {
     let mount = mountinfo::mount_at(&place).map_err(Error::io(path, "read the mount table"))?;
     match mount {
         None => return Err(Error::NotMounted(path.to_owned())),
-        Some(mount) if !mount.is_stfs() => {
+        Some(mount) if !mountinfo::is_stfs(&mount) => {
             return Err(Error::NotStfs {
                 path: path.to_owned(),
                 fs_type: mount.fs_type.to_string_lossy().into_owned(),
@@ -72,7 +72,7 @@ pub fn detach_device(device: u64) -> Result<(), Error> {
         mountinfo::mounts().map_err(Error::io(Path::new("/proc/self/mountinfo"), "read it"))?;
     let mut result = Ok(());
     for mount in mounts.iter().rev() {
-        if mount.device == device && mount.is_stfs() {
+        if mount.device == device && mountinfo::is_stfs(mount) {
             result = detach(&mount.point).and(result);
         }
     }

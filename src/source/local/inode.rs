@@ -1,16 +1,15 @@
 //! What an inode of this machine says, and how far its file system lets it say
 //! which bytes a file holds.
 
-use std::ffi::{CStr, CString, OsStr};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::sys::statvfs::fstatvfs;
+use rustix::fs::{AtFlags, FileType, StatxFlags, StatxTimestamp};
 
 use crate::source::{FileId, Metadata, Rights, System, Version};
 
@@ -60,13 +59,16 @@ pub struct Inode {
 impl Inode {
     /// Of an open file or directory.
     pub fn of(file: &impl AsFd) -> Result<Inode, Errno> {
-        statx(file, c"", libc::AT_EMPTY_PATH)
+        statx(file, OsStr::new(""), AtFlags::EMPTY_PATH)
     }
 
     /// Of the entry `name` of a directory; of a link, its own.
     pub fn at(directory: &impl AsFd, name: &OsStr) -> Result<Inode, Errno> {
-        let name = CString::new(name.as_bytes()).map_err(|_| Errno::ENOENT)?;
-        statx(directory, &name, libc::AT_SYMLINK_NOFOLLOW)
+        match statx(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            // With a NUL in it, it is the name of nothing.
+            Err(Errno::EINVAL) => Err(Errno::ENOENT),
+            found => found,
+        }
     }
 
     /// Whether `other` is the same file.
@@ -116,7 +118,7 @@ impl Inode {
             return Ok(mounted);
         }
         match fstatvfs(file)?.filesystem_id() {
-            0 if kind == OVERLAYFS => Ok(mounted),
+            0 => Ok(mounted),
             id => Ok(System::Lasting {
                 kind: kind.into(),
                 id,
@@ -148,32 +150,24 @@ impl Inode {
     }
 }
 
-fn statx(directory: &impl AsFd, name: &CStr, flags: libc::c_int) -> Result<Inode, Errno> {
-    let mut buffer = MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: a live descriptor, a NUL-terminated name, and a buffer of the right
-    // type, which outlive the call.
-    let result = unsafe {
-        libc::statx(
-            directory.as_fd().as_raw_fd(),
-            name.as_ptr(),
-            flags | libc::AT_NO_AUTOMOUNT,
-            libc::STATX_BASIC_STATS | libc::STATX_MNT_ID_UNIQUE,
-            buffer.as_mut_ptr(),
-        )
-    };
-    Errno::result(result)?;
-    // SAFETY: all zeros is a valid value, and the kernel wrote over it.
-    let found = unsafe { buffer.assume_init() };
-    let time = |time: libc::statx_timestamp| (time.tv_sec, i64::from(time.tv_nsec));
+/// Told to each mount, and to none ever again (linux/stat.h, since 6.8).
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+fn statx(directory: &impl AsFd, name: &OsStr, flags: AtFlags) -> Result<Inode, Errno> {
+    let flags = flags | AtFlags::NO_AUTOMOUNT;
+    let wanted = StatxFlags::BASIC_STATS | MNT_ID_UNIQUE;
+    let found = rustix::fs::statx(directory, name, flags, wanted);
+    let found = found.map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+    let time = |time: StatxTimestamp| (time.tv_sec, i64::from(time.tv_nsec));
     Ok(Inode {
-        kind: match libc::mode_t::from(found.stx_mode) & libc::S_IFMT {
-            libc::S_IFDIR => Kind::Directory,
-            libc::S_IFREG => Kind::File,
-            libc::S_IFLNK => Kind::Link,
+        kind: match FileType::from_raw_mode(found.stx_mode.into()) {
+            FileType::Directory => Kind::Directory,
+            FileType::RegularFile => Kind::File,
+            FileType::Symlink => Kind::Link,
             _ => Kind::Special,
         },
         mount: found.stx_mnt_id,
-        device: libc::makedev(found.stx_dev_major, found.stx_dev_minor),
+        device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
         number: found.stx_ino,
         links: found.stx_nlink,
         mode: found.stx_mode & 0o777,

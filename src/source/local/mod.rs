@@ -6,10 +6,12 @@
 //! resolve  paths below the root, link by link where links may not lead out
 //! inode    what an inode says, and which file system it belongs to
 //! opened   an open file
+//! mountinfo  the table of mounts
 //! place    what a file system is mounted from
 //! ```
 
 mod inode;
+pub mod mountinfo;
 mod opened;
 mod place;
 mod resolve;

@@ -1,10 +1,12 @@
-//! What a file system is mounted from: proc(5), `/proc/self/mountinfo`.
+//! What a file system is mounted from, and where.
 
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use super::mountinfo::{Mount, mounts};
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,27 +26,18 @@ impl Place {
         let info = format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd());
         let info = fs::read_to_string(info).ok()?;
         let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
-        let table = fs::read("/proc/self/mountinfo").ok()?;
-        let mut lines = table.split(|byte| *byte == b'\n');
-        lines.find_map(|line| Place::parse(line, mount.trim().as_bytes()))
+        let mount: u64 = mount.trim().parse().ok()?;
+        let line = mounts().ok()?.into_iter().find(|line| line.id == mount);
+        Some(Place::at(line?))
     }
 
-    /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
-    fn parse(line: &[u8], mount: &[u8]) -> Option<Place> {
-        let mut fields = line.split(|byte| *byte == b' ');
-        if fields.next()? != mount {
-            return None;
+    fn at(line: Mount) -> Place {
+        Place {
+            kind: line.fs_type,
+            source: behind_loop(line.source),
+            root: line.root,
+            point: line.point,
         }
-        let root = unescape(fields.nth(2)?).into();
-        let point = unescape(fields.next()?).into();
-        // Any number of optional fields lies before the separator.
-        fields.find(|field| field == b"-")?;
-        Some(Place {
-            kind: unescape(fields.next()?),
-            source: behind_loop(unescape(fields.next()?)),
-            root,
-            point,
-        })
     }
 
     /// Whether `other` shows the same part of the same file system, as far as names
@@ -87,23 +80,6 @@ fn behind_loop(source: OsString) -> OsString {
     }
 }
 
-/// Undoes the kernel's `\ooo` for blanks, backslashes and the like.
-pub fn unescape(field: &[u8]) -> OsString {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = match tail {
-            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] if first == b'\\' => {
-                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
-            }
-            _ => None,
-        };
-        plain.push(octal.unwrap_or(first));
-        rest = if octal.is_some() { &tail[3..] } else { tail };
-    }
-    OsString::from_vec(plain)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,14 +87,13 @@ mod tests {
     #[test]
     fn an_address_does_not_depend_on_where_a_file_system_is_mounted() {
         let line = b"97 1 0:44 /sub /mnt/a\\040b rw shared:3 master:4 - fuse.sshfs me@host:/x ro\n";
-        let place = Place::parse(line, b"97").unwrap();
+        let place = Place::at(Mount::parse(line).unwrap());
         let address = place.address(Path::new("/mnt/a b/m/x.pt")).unwrap();
         assert_eq!(address, Path::new("fuse.sshfs\0me@host:/x\0sub/m/x.pt"));
         assert_eq!(place.address(Path::new("/mnt/c")), None);
         let elsewhere = b"98 1 0:45 /sub /media rw - fuse.sshfs me@host:/x ro";
-        let elsewhere = Place::parse(elsewhere, b"98").unwrap();
+        let elsewhere = Place::at(Mount::parse(elsewhere).unwrap());
         assert!(elsewhere.is_same(&place) && elsewhere != place);
         assert_eq!(elsewhere.address(Path::new("/media/m/x.pt")), Some(address));
-        assert_eq!(Place::parse(line, b"9"), None);
     }
 }
