@@ -33,6 +33,6 @@ pub use formats::distributed::PARTS;
 pub use formats::safetensors::{MAX_HEADER, NativeTensor, native};
 pub use formats::{Format, Holds};
 pub use refusal::{Cause, Refusal};
-pub use sniff::{Promise, fingerprint, read, sniff};
+pub use sniff::{NameHint, fingerprint, read, sniff};
 pub use storage::{Backing, Codec, Encoded, Storage, Tile, Tiling};
 pub use tensor::{Lazy, Tensor};

@@ -12,7 +12,7 @@ use crate::source::{Source, Tree};
 
 /// What the name of a file promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Promise {
+pub enum NameHint {
     /// A checkpoint: `.bin`, `.pt` and the like.
     Checkpoint,
     /// A `.safetensors` file.
@@ -50,9 +50,9 @@ const STRANGERS: &[(&[u8], &str)] = &[
 ];
 
 /// Tells what `source` holds.
-pub fn sniff(source: &Source, promise: Promise) -> Result<Content> {
-    let file = Candidate::new(source, promise == Promise::Checkpoint)?;
-    if is_safetensors(&file, promise) {
+pub fn sniff(source: &Source, hint: NameHint) -> Result<Content> {
+    let file = Candidate::new(source, hint == NameHint::Checkpoint)?;
+    if is_safetensors(&file, hint) {
         return Ok(Content::Safetensors);
     }
     if let Some((format, holds)) = Format::of(&file)? {
@@ -125,13 +125,13 @@ fn stranger(source: &Source) -> Result<Option<&'static str>> {
 
 /// A length that fits the file, then the brace of a JSON object. torch takes a zip
 /// archive for one all the same, and under another name a pickle.
-fn is_safetensors(file: &Candidate, promise: Promise) -> bool {
+fn is_safetensors(file: &Candidate, hint: NameHint) -> bool {
     let Some((length, rest)) = file.head.split_first_chunk() else {
         return false;
     };
     let end = u64::from_le_bytes(*length).checked_add(8);
     let fits = end.is_some_and(|end| end <= file.source.size());
-    let pickle = promise != Promise::Safetensors && file.is_marked_pickle();
+    let pickle = hint != NameHint::Safetensors && file.is_marked_pickle();
     fits && rest.first() == Some(&b'{') && !pickle && !file.is_zip()
 }
 

@@ -22,7 +22,7 @@ pub struct Conversion {
 }
 
 /// What was found at a path.
-pub struct Found {
+pub struct Targets {
     pub conversions: Vec<Conversion>,
     /// The cache directory of the mount that the path lies in.
     pub cache_dir: Option<PathBuf>,
@@ -42,7 +42,7 @@ pub enum Error {
 
 /// Finds them all. `root` is the dotted path of the weights, where `path` does not
 /// lie in a mount, which knows it.
-pub fn find(path: &Path, root: Option<&str>) -> Result<Found, Failure> {
+pub fn find(path: &Path, root: Option<&str>) -> Result<Targets, Failure> {
     let failed = |error| Error::Io(path.to_path_buf(), error);
     let mut wanted = std::path::absolute(path).map_err(failed)?;
     let mut root = root.map(str::to_string);
@@ -65,7 +65,7 @@ pub fn find(path: &Path, root: Option<&str>) -> Result<Found, Failure> {
     };
     match conversions.is_empty() {
         true => Err(Error::Nothing(path.to_path_buf()).into()),
-        false => Ok(Found {
+        false => Ok(Targets {
             conversions,
             cache_dir,
         }),
@@ -129,7 +129,7 @@ fn below(directory: &Path, root: Option<String>) -> Result<Vec<Conversion>, Erro
 impl Conversion {
     /// None for a file that nothing is converted to.
     fn new(view: &Arc<View>, node: Node) -> Option<Conversion> {
-        let (name, provenance) = view.promotion(&node)?;
+        let (name, provenance) = view.cache_entry(&node)?;
         Some(Conversion {
             name,
             provenance,

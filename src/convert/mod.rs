@@ -27,7 +27,7 @@ pub use plan::{Plan, Planned};
 pub use reader::{Reader, Segment};
 
 use crate::checkpoint::{
-    self, Checkpoint, Content, NativeTensor, Promise, Refusal, open_companions, sniff,
+    self, Checkpoint, Content, NameHint, NativeTensor, Refusal, open_companions, sniff,
 };
 use crate::source::{self, LocalTree, Source, Tree};
 
@@ -90,7 +90,7 @@ pub fn open(path: &Path) -> Result<Reader, Error> {
 pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
     let (directory, name) = LocalTree::around(path).map_err(source::Error::Io)?;
     let source = directory.open(&name).map_err(source::Error::Io)?;
-    let content = sniff(&source, promise(&name))?;
+    let content = sniff(&source, hint(&name))?;
     let architecture = match directory.open(CONFIG.as_ref()) {
         Ok(config) => architecture_in(&config),
         Err(_) => None,
@@ -102,11 +102,11 @@ pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
 }
 
 /// What the name of a file promises.
-pub fn promise(name: &OsStr) -> Promise {
+pub fn hint(name: &OsStr) -> NameHint {
     match name.to_str() {
-        Some(name) if names::promises_checkpoint(name) => Promise::Checkpoint,
-        Some(name) if name.ends_with(names::SAFETENSORS) => Promise::Safetensors,
-        _ => Promise::Nothing,
+        Some(name) if names::promises_checkpoint(name) => NameHint::Checkpoint,
+        Some(name) if name.ends_with(names::SAFETENSORS) => NameHint::Safetensors,
+        _ => NameHint::Nothing,
     }
 }
 

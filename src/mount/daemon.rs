@@ -310,9 +310,7 @@ impl<'a> Mounted<'a> {
         let mount = mountinfo::mount_at(place).ok().flatten();
         Self {
             place,
-            device: mount
-                .filter(|mount| mountinfo::is_stfs(mount))
-                .map(|mount| mount.device),
+            device: mount.filter(mountinfo::is_stfs).map(|mount| mount.device),
         }
     }
 

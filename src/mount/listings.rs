@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 
 /// Listings that are remembered. Whoever reads on in one that was forgotten goes on at
-/// the same place in a new one.
+/// the same cursor in a new one.
 const MOST: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// Bits of an offset that count entries. The sign bit of all is never set.
 const POSITION: u32 = 32;
@@ -22,23 +22,23 @@ pub struct Listings<T> {
     open: Mutex<LruCache<u32, Arc<T>>>,
 }
 
-/// A place in a listing.
+/// Where a listing goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Cursor {
     listing: u32,
     /// Entries before it.
     pub position: u32,
 }
 
-impl Place {
-    pub fn at(offset: u64) -> Place {
-        Place {
+impl Cursor {
+    pub fn at(offset: u64) -> Cursor {
+        Cursor {
             listing: (offset >> POSITION) as u32,
             position: offset as u32,
         }
     }
 
-    /// The offset of the place that is `position` entries into the same listing.
+    /// The offset of the cursor that is `position` entries into the same listing.
     pub fn offset(self, position: u32) -> u64 {
         u64::from(self.listing) << POSITION | u64::from(position)
     }
@@ -62,23 +62,23 @@ impl<T> Listings<T> {
         &self,
         offset: u64,
         list: impl FnOnce() -> Result<T, E>,
-    ) -> Result<(Place, Arc<T>), E> {
-        let place = Place::at(offset);
-        if let Some(listing) = self.lock().get(&place.listing) {
-            return Ok((place, listing.clone()));
+    ) -> Result<(Cursor, Arc<T>), E> {
+        let cursor = Cursor::at(offset);
+        if let Some(listing) = self.lock().get(&cursor.listing) {
+            return Ok((cursor, listing.clone()));
         }
         let listed = Arc::new(list()?);
-        let place = Place {
+        let cursor = Cursor {
             listing: 1 + self.next.fetch_add(1, Ordering::Relaxed) % (i32::MAX as u32),
-            position: place.position,
+            position: cursor.position,
         };
-        self.lock().put(place.listing, listed.clone());
-        Ok((place, listed))
+        self.lock().put(cursor.listing, listed.clone());
+        Ok((cursor, listed))
     }
 
-    /// Forgets the listing of `place`, which has been read to its end.
-    pub fn end(&self, place: Place) {
-        self.lock().pop(&place.listing);
+    /// Forgets the listing of `cursor`, which has been read to its end.
+    pub fn end(&self, cursor: Cursor) {
+        self.lock().pop(&cursor.listing);
     }
 
     fn lock(&self) -> MutexGuard<'_, LruCache<u32, Arc<T>>> {
@@ -100,11 +100,11 @@ mod tests {
         let (first, old) = listings.get(0, list("old")).unwrap();
         let (_, new) = listings.get(0, list("new")).unwrap();
         assert_eq!((*old, *new), ("old", "new"));
-        let (place, still) = listings.get(first.offset(7), list("other")).unwrap();
-        assert_eq!((*still, place.position), ("old", 7));
-        listings.end(place);
-        let (place, other) = listings.get(first.offset(7), list("other")).unwrap();
-        assert_eq!((*other, place.position), ("other", 7));
+        let (cursor, still) = listings.get(first.offset(7), list("other")).unwrap();
+        assert_eq!((*still, cursor.position), ("old", 7));
+        listings.end(cursor);
+        let (cursor, other) = listings.get(first.offset(7), list("other")).unwrap();
+        assert_eq!((*other, cursor.position), ("other", 7));
     }
 
     #[test]
@@ -112,8 +112,8 @@ mod tests {
         let listings = Listings::default();
         listings.next.store(u32::MAX - 3, Ordering::Relaxed);
         for _ in 0..8 {
-            let (place, _) = listings.get(0, list("")).unwrap();
-            assert!(i64::try_from(place.offset(u32::MAX)).unwrap() > 0);
+            let (cursor, _) = listings.get(0, list("")).unwrap();
+            assert!(i64::try_from(cursor.offset(u32::MAX)).unwrap() > 0);
         }
     }
 }

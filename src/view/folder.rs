@@ -16,7 +16,7 @@ use super::error::{Error, Result, gone};
 use super::origin::Origin;
 use super::scan::{Scan, stem};
 use crate::cache::{PlanKey, Subject};
-use crate::checkpoint::{Cause, Content, Promise, Refusal};
+use crate::checkpoint::{Cause, Content, NameHint, Refusal};
 use crate::convert::{self, names};
 use crate::source::{self, Metadata, Obstacle, Rights, Tree, Version};
 
@@ -31,7 +31,7 @@ pub(super) struct Folder<'c> {
 
 #[derive(Default)]
 struct Entry {
-    found: OnceLock<Found>,
+    found: OnceLock<SourceEntry>,
     derived: OnceLock<Derived>,
 }
 
@@ -40,7 +40,7 @@ type File = (OsString, Version);
 
 /// What stands under a name of the source.
 #[derive(Clone)]
-pub(super) enum Found {
+pub(super) enum SourceEntry {
     Missing,
     Directory(Metadata),
     File(Metadata, Content),
@@ -81,7 +81,7 @@ impl<'c> Folder<'c> {
     }
 
     /// What stands under `name` in the source.
-    pub fn find(&self, name: &OsStr) -> Result<Found> {
+    pub fn find(&self, name: &OsStr) -> Result<SourceEntry> {
         let Some(entry) = self.entry(name) else {
             return Ok(self.look(name)?);
         };
@@ -92,35 +92,35 @@ impl<'c> Folder<'c> {
         Ok(entry.found.get_or_init(|| found).clone())
     }
 
-    fn look(&self, name: &OsStr) -> io::Result<Found> {
+    fn look(&self, name: &OsStr) -> io::Result<SourceEntry> {
         let metadata = match self.tree.stat(name)? {
-            source::Found::Missing => return Ok(Found::Missing),
-            source::Found::Special => return Ok(Found::Special),
-            source::Found::Directory(metadata) => return Ok(Found::Directory(metadata)),
+            source::Found::Missing => return Ok(SourceEntry::Missing),
+            source::Found::Special => return Ok(SourceEntry::Special),
+            source::Found::Directory(metadata) => return Ok(SourceEntry::Directory(metadata)),
             source::Found::Blocked(metadata, obstacle) => {
-                return Ok(Found::Refused(metadata, Arc::new(blocked(obstacle))));
+                return Ok(SourceEntry::Refused(metadata, Arc::new(blocked(obstacle))));
             }
             source::Found::File(metadata) => metadata,
         };
         let subject = Subject::new(&*self.tree, name, &metadata);
         match self.context.catalog().content(&subject) {
-            Ok(content) => Ok(Found::File(metadata, content)),
+            Ok(content) => Ok(SourceEntry::File(metadata, content)),
             Err(source::Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Found::Missing)
+                Ok(SourceEntry::Missing)
             }
             // Then nothing here can be looked at.
             Err(source::Error::Io(error)) if error.kind() == io::ErrorKind::NotConnected => {
                 Err(error)
             }
-            Err(error) if convert::promise(name) == Promise::Checkpoint => {
-                Ok(Found::Refused(metadata, Arc::new(unreadable(&error))))
+            Err(error) if convert::hint(name) == NameHint::Checkpoint => {
+                Ok(SourceEntry::Refused(metadata, Arc::new(unreadable(&error))))
             }
             // One that must not be read is shown for what its inode says; one that could
             // not be looked at may be a pickle, and is not shown.
             Err(source::Error::Io(error)) if error.kind() != io::ErrorKind::PermissionDenied => {
                 Err(error)
             }
-            Err(_) => Ok(Found::File(metadata, Content::Other)),
+            Err(_) => Ok(SourceEntry::File(metadata, Content::Other)),
         }
     }
 
@@ -138,8 +138,8 @@ impl<'c> Folder<'c> {
 
     fn derive(&self, name: &OsStr) -> Result<Derived> {
         let (metadata, content) = match self.find(name)? {
-            Found::File(metadata, content) if content.is_checkpoint() => (metadata, content),
-            Found::Refused(metadata, refusal) if !holds_no_weights(name) => {
+            SourceEntry::File(metadata, content) if content.is_checkpoint() => (metadata, content),
+            SourceEntry::Refused(metadata, refusal) if !holds_no_weights(name) => {
                 return Ok(Derived::Refused(metadata, refusal));
             }
             _ => return Ok(Derived::Nothing),
@@ -224,12 +224,12 @@ impl<'c> Folder<'c> {
         let parts = scan.names().iter();
         for name in parts.filter(|name| name.to_str().is_some_and(names::is_part)) {
             match self.find(name).map_err(failed)? {
-                Found::File(metadata, _) => {
+                SourceEntry::File(metadata, _) => {
                     rights = rights.common(metadata.rights);
                     companions.push((name.clone(), metadata.version));
                 }
-                Found::Refused(_, refusal) => return Err(refusal),
-                Found::Missing | Found::Directory(_) | Found::Special => {}
+                SourceEntry::Refused(_, refusal) => return Err(refusal),
+                SourceEntry::Missing | SourceEntry::Directory(_) | SourceEntry::Special => {}
             }
         }
         Ok((companions, rights))
@@ -279,7 +279,7 @@ impl<'c> Folder<'c> {
         if !self.scan()?.contains(name) || holds_no_weights(name) {
             return Ok(false);
         }
-        Ok(matches!(self.find(name)?, Found::File(_, content) if content.is_checkpoint()))
+        Ok(matches!(self.find(name)?, SourceEntry::File(_, content) if content.is_checkpoint()))
     }
 
     /// Whether a file of the source is in the tree under its own name.
@@ -298,8 +298,8 @@ impl<'c> Folder<'c> {
             return Ok(false);
         }
         Ok(match self.find(name)? {
-            Found::Directory(_) => true,
-            Found::File(metadata, content) => self.is_shown(name, &metadata, content),
+            SourceEntry::Directory(_) => true,
+            SourceEntry::File(metadata, content) => self.is_shown(name, &metadata, content),
             _ => false,
         })
     }

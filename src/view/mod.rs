@@ -164,7 +164,7 @@ impl View {
 
     /// What a converted file is called in the cache directory, and what it is made
     /// from; None for all else.
-    pub fn promotion(&self, node: &Node) -> Option<(Name, Provenance)> {
+    pub fn cache_entry(&self, node: &Node) -> Option<(Name, Provenance)> {
         let origin = node.form().origin()?;
         Some((self.0.sources().promoted_name(origin), origin.provenance()))
     }

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use stfs::checkpoint::{self, Cause, Checkpoint, Content, Promise, fingerprint, sniff};
+use stfs::checkpoint::{self, Cause, Checkpoint, Content, NameHint, fingerprint, sniff};
 use stfs::convert::{Files, Plan, Reader};
 use stfs::source::memory::MemoryTree;
 use stfs::source::{self, Source, System};
@@ -88,7 +88,7 @@ impl Model {
 }
 
 fn content(source: &Source) -> Content {
-    sniff(source, Promise::Checkpoint).unwrap()
+    sniff(source, NameHint::Checkpoint).unwrap()
 }
 
 fn planned(checkpoint: Checkpoint) -> Arc<Plan> {

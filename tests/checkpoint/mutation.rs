@@ -4,7 +4,7 @@
 use std::fs;
 
 use proptest::prelude::*;
-use stfs::checkpoint::{self, Backing, Checkpoint, Error, Promise, sniff};
+use stfs::checkpoint::{self, Backing, Checkpoint, Error, NameHint, sniff};
 use stfs::source::{LocalTree, Tree};
 
 use super::archive::Archive;
@@ -41,7 +41,7 @@ fn checkpoint(bytes: &[u8]) -> Option<Checkpoint> {
     fs::write(&path, bytes).unwrap();
     let (directory, name) = LocalTree::around(&path).unwrap();
     let source = directory.open(&name).unwrap();
-    let content = sniff(&source, Promise::Checkpoint).unwrap();
+    let content = sniff(&source, NameHint::Checkpoint).unwrap();
     match checkpoint::read(&source, content, &directory, None) {
         Ok(checkpoint) => Some(checkpoint),
         Err(Error::Refused(refusal)) => {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use stfs::checkpoint::{Cause, Content, Holds, Intruder, Promise, sniff};
+use stfs::checkpoint::{Cause, Content, Holds, Intruder, NameHint, sniff};
 
 use super::archive::Archive;
 use super::opcodes::{floats, named};
@@ -39,7 +39,7 @@ fn arrays(name: &'static str, objects: bool) -> Told {
     }
 }
 
-fn content(bytes: &[u8], promise: Promise) -> Told {
+fn content(bytes: &[u8], promise: NameHint) -> Told {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     fs::write(&path, bytes).unwrap();
@@ -47,7 +47,7 @@ fn content(bytes: &[u8], promise: Promise) -> Told {
 }
 
 fn promised(bytes: &[u8]) -> Told {
-    content(bytes, Promise::Checkpoint)
+    content(bytes, NameHint::Checkpoint)
 }
 
 /// A tar header with a member's name, and a file of 512 zeros.
@@ -99,7 +99,7 @@ fn ordinary_files_called_bin_are_something_else() {
         ("protobuf", b"\x08\x01\x12\x04cos\n\x1a\x02R."),
     ];
     for (what, bytes) in files {
-        for promise in [Promise::Checkpoint, Promise::Nothing] {
+        for promise in [NameHint::Checkpoint, NameHint::Nothing] {
             assert_eq!(content(bytes, promise), Told::Not(Content::Other), "{what}");
         }
     }
@@ -139,7 +139,7 @@ fn broken_pickles_stay_pickles() {
     assert_eq!(promised(&far), pickle);
     // With the mark, by a single byte more.
     for bytes in [&b"\x80\x02c"[..], b"\x80\x04\x95\0\0", b"\x80\x05]"] {
-        assert_eq!(content(bytes, Promise::Nothing), pickle);
+        assert_eq!(content(bytes, NameHint::Nothing), pickle);
     }
 }
 
@@ -155,10 +155,10 @@ fn long_streams_are_pickles_when_nothing_says_otherwise() {
     fs::write(dir.path().join("call"), b"").unwrap();
     std::io::Write::write_all(&mut &file, b"0cmine\nrun\n(tR.").unwrap();
     let content = |promise| told(sniff(&support::open(&path), promise).unwrap());
-    assert_eq!(content(Promise::Checkpoint), Told::Pickles("pickle"));
+    assert_eq!(content(NameHint::Checkpoint), Told::Pickles("pickle"));
     // The same string in a file that ends before it does.
     file.set_len(66 << 20).unwrap();
-    assert_eq!(content(Promise::Checkpoint), Told::Not(Content::Other));
+    assert_eq!(content(NameHint::Checkpoint), Told::Not(Content::Other));
 }
 
 #[test]
@@ -171,20 +171,20 @@ fn streams_of_old_torch_versions() {
     ] {
         let bytes = [head, magic].concat();
         assert_eq!(
-            content(&bytes, Promise::Nothing),
+            content(&bytes, NameHint::Nothing),
             Told::Pickles("torch stream")
         );
     }
     for member in ["sys_info", "storages", "tensors", "pickle"] {
         let mut bytes = tar(member);
         assert_eq!(
-            content(&bytes, Promise::Nothing),
+            content(&bytes, NameHint::Nothing),
             Told::Pickles("torch tar")
         );
         // The tar of 1979 has no mark.
         bytes[257..263].fill(0);
         assert_eq!(
-            content(&bytes, Promise::Nothing),
+            content(&bytes, NameHint::Nothing),
             Told::Pickles("torch tar")
         );
     }
@@ -216,7 +216,7 @@ fn intruders_are_told_only_where_a_checkpoint_was_promised() {
             promised(bytes),
             Told::Not(Content::NotACheckpoint(*intruder))
         );
-        assert_eq!(content(bytes, Promise::Nothing), Told::Not(Content::Other));
+        assert_eq!(content(bytes, NameHint::Nothing), Told::Not(Content::Other));
     }
     assert!(refused(pointer, Cause::LfsPointer).contains("Git LFS"));
     refused(page, Cause::NotDownloaded);
@@ -226,14 +226,18 @@ fn intruders_are_told_only_where_a_checkpoint_was_promised() {
 #[test]
 fn zip_archives_are_checkpoints_by_their_pickle() {
     let torch = Archive::torch(&named(floats()), &[("0", &[0; 16])]).bytes();
-    for promise in [Promise::Checkpoint, Promise::Nothing, Promise::Safetensors] {
+    for promise in [
+        NameHint::Checkpoint,
+        NameHint::Nothing,
+        NameHint::Safetensors,
+    ] {
         assert_eq!(content(&torch, promise), Told::Pickles("torch zip"));
     }
     // Cut off: by the entry that torch writes first.
     let cut = &torch[..torch.len() - 40];
-    assert_eq!(content(cut, Promise::Nothing), Told::Pickles("torch zip"));
+    assert_eq!(content(cut, NameHint::Nothing), Told::Pickles("torch zip"));
     assert_eq!(
-        content(cut, Promise::Checkpoint),
+        content(cut, NameHint::Checkpoint),
         Told::Pickles("torch zip")
     );
 }
@@ -254,7 +258,7 @@ fn arrays_are_hidden_only_where_they_may_hold_pickles() {
         let array = [b"\x93NUMPY\x01\0", &len[..], text.as_bytes()].concat();
         let mut archive = Archive::default();
         archive.push("a.npy", &array);
-        for promise in [Promise::Checkpoint, Promise::Nothing] {
+        for promise in [NameHint::Checkpoint, NameHint::Nothing] {
             let (npy, npz) = (content(&array, promise), content(&archive.bytes(), promise));
             assert_eq!(npy, arrays("npy", objects), "{descr}");
             assert_eq!(npz, arrays("npz", objects), "{descr}");
@@ -283,7 +287,10 @@ fn sniffing_a_zip_archive_does_not_read_its_entries() {
         .rposition(|at| at == b"PK\x03\x04")
         .unwrap();
     bytes[second] = 0;
-    assert_eq!(content(&bytes, Promise::Nothing), Told::Not(Content::Other));
+    assert_eq!(
+        content(&bytes, NameHint::Nothing),
+        Told::Not(Content::Other)
+    );
     assert_eq!(
         promised(&bytes),
         Told::Not(Content::NotACheckpoint(Intruder::ZipWithoutPickle))
@@ -295,23 +302,27 @@ fn safetensors_files() {
     let header = b"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}";
     let file = |len: u64| [&len.to_le_bytes()[..], header, &[7; 1000]].concat();
     let whole = file(header.len() as u64);
-    for promise in [Promise::Checkpoint, Promise::Nothing, Promise::Safetensors] {
+    for promise in [
+        NameHint::Checkpoint,
+        NameHint::Nothing,
+        NameHint::Safetensors,
+    ] {
         assert_eq!(content(&whole, promise), Told::Not(Content::Safetensors));
     }
     // A length that is a pickle's mark and a brace where the header begins: the
     // name decides.
     let polyglot = [b"\x80\x02]\0\0\0\0\0{".to_vec(), vec![b' '; 7 << 20]].concat();
     assert_eq!(
-        content(&polyglot, Promise::Safetensors),
+        content(&polyglot, NameHint::Safetensors),
         Told::Not(Content::Safetensors)
     );
     assert_eq!(
-        content(&polyglot, Promise::Checkpoint),
+        content(&polyglot, NameHint::Checkpoint),
         Told::Pickles("pickle")
     );
     // A header longer than the file.
     assert_eq!(
-        content(&file(5000), Promise::Nothing),
+        content(&file(5000), NameHint::Nothing),
         Told::Not(Content::Other)
     );
 }

@@ -219,7 +219,7 @@ fn the_next_mount_finds_what_the_last_one_knew_by_content() {
         let view = with_cache(tree, cache.path());
         let node = find(&view, "m.safetensors").unwrap();
         let shown = read(&view.open(&node).unwrap()).unwrap();
-        (view.promotion(&node).unwrap().0, shown)
+        (view.cache_entry(&node).unwrap().0, shown)
     };
     let records = || super::records::records(cache.path()).len();
     let (name, shown) = promotion(&first);

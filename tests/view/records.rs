@@ -141,7 +141,7 @@ impl Watch {
 }
 
 fn content(path: &Path) -> Content {
-    let hint = convert::promise(path.file_name().unwrap());
+    let hint = convert::hint(path.file_name().unwrap());
     sniff(&support::open(path), hint).unwrap()
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Name;
-use crate::checkpoint::{Companion, Content, Promise};
+use crate::checkpoint::{Companion, Content, NameHint};
 use crate::convert;
 use crate::source::{Metadata, Tree, Version};
 
@@ -32,7 +32,7 @@ impl<'a> Subject<'a> {
     pub fn key(&self) -> FileKey {
         FileKey {
             version: *self.version,
-            hint: convert::promise(self.name),
+            hint: convert::hint(self.name),
         }
     }
 }
@@ -41,7 +41,7 @@ impl<'a> Subject<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileKey {
     pub version: Version,
-    pub hint: Promise,
+    pub hint: NameHint,
 }
 
 /// What a plan depends on.

@@ -183,7 +183,7 @@ impl Catalog {
             if let Some(summary) = self.summary(subject) {
                 known.take_in(summary);
             } else {
-                let hint = convert::promise(subject.name);
+                let hint = convert::hint(subject.name);
                 let (content, kept) = look(subject, |source| match sniff(source, hint) {
                     Ok(content) => Ok(content),
                     Err(checkpoint::Error::Source(error)) => Err(error),
@@ -368,7 +368,7 @@ impl Catalog {
     fn summary(&self, subject: &Subject) -> Option<Summary> {
         let records = self.records.as_ref()?;
         let identity = Identity::Stamps(*subject.version);
-        let name = || records.name(&identity, convert::promise(subject.name));
+        let name = || records.name(&identity, convert::hint(subject.name));
         subject
             .version
             .is_lasting()
@@ -381,7 +381,7 @@ impl Catalog {
         let worth = !matches!(summary.content, Content::NotACheckpoint(_));
         let records = self.records.as_ref().filter(|_| worth);
         records.is_some_and(|records| {
-            let name = records.name(identity, convert::promise(subject.name));
+            let name = records.name(identity, convert::hint(subject.name));
             records.write(&name, &summary, body)
         })
     }
@@ -475,7 +475,7 @@ impl Catalog {
         circumstances: &Circumstances,
     ) -> Option<Result<Plan, Refusal>> {
         let records = self.records.as_ref().filter(|_| identity.is_lasting())?;
-        let name = records.name(identity, convert::promise(subject.name));
+        let name = records.name(identity, convert::hint(subject.name));
         if !known.recorded {
             known.take_in(records.summary(&name)?);
         }

@@ -18,7 +18,7 @@ use super::key::{Circumstances, Identity};
 use super::prune;
 use crate::cache::record::{self, Doubt, MAX_BODY, Record};
 use crate::cache::{Background, Directory, Name};
-use crate::checkpoint::{Checkpoint, Content, Promise, Refusal};
+use crate::checkpoint::{Checkpoint, Content, NameHint, Refusal};
 
 /// Bytes of records that are kept, unless the user says otherwise.
 pub const BUDGET: u64 = 256 << 20;
@@ -101,11 +101,11 @@ impl Records {
 
     /// What the record about a file is called. Another version of stfs may find
     /// something else in the same file, and calls its record something else.
-    pub fn name(&self, identity: &Identity, hint: Promise) -> Name {
+    pub fn name(&self, identity: &Identity, hint: NameHint) -> Name {
         let hint = match hint {
-            Promise::Checkpoint => 0,
-            Promise::Safetensors => 1,
-            Promise::Nothing => 2,
+            NameHint::Checkpoint => 0,
+            NameHint::Safetensors => 1,
+            NameHint::Nothing => 2,
         };
         Name::of(&[
             b"plan",

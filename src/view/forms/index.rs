@@ -16,7 +16,7 @@ use crate::view::attr::{Attr, Kind};
 use crate::view::context::Context;
 use crate::view::error::{Error, Result, gone};
 use crate::view::file::{OpenFile, OpenText};
-use crate::view::folder::{Derived, Folder, Found, strip_suffix, with};
+use crate::view::folder::{Derived, Folder, SourceEntry, strip_suffix, with};
 use crate::view::key::{Id, NodeKey};
 use crate::view::node::{Form, Node};
 use crate::view::options::Tensors;
@@ -100,7 +100,7 @@ fn name_of(folder: &Folder, file: &str) -> Result<String> {
     let shown = folder.scan()?.contains(file.as_ref())
         && matches!(
             folder.find(file.as_ref())?,
-            Found::File(_, content) if !content.is_checkpoint()
+            SourceEntry::File(_, content) if !content.is_checkpoint()
         );
     if shown {
         return Ok(file.to_string());
@@ -112,7 +112,7 @@ fn name_of(folder: &Folder, file: &str) -> Result<String> {
 
 /// The index in the file `name`; None when there is none in it.
 fn index_in(folder: &Folder, name: &OsStr) -> Result<Option<(Arc<Index>, Metadata)>> {
-    let Found::File(metadata, _) = folder.find(name)? else {
+    let SourceEntry::File(metadata, _) = folder.find(name)? else {
         return Ok(None);
     };
     let subject = Subject::new(&*folder.tree, name, &metadata);
@@ -154,11 +154,13 @@ fn parts(folder: &Folder, index: &Index) -> Result<Option<Vec<Shard>>> {
         }
         let origin = match (folder.find(name)?, folder.derived(name)?) {
             (_, Derived::Converted(_, origin)) => origin,
-            (Found::File(_, Content::Other), _) => return Ok(None),
-            (Found::File(metadata, content), _) => match folder.origin(name, &metadata, content) {
-                Ok(origin) => origin,
-                Err(_) => return Ok(None),
-            },
+            (SourceEntry::File(_, Content::Other), _) => return Ok(None),
+            (SourceEntry::File(metadata, content), _) => {
+                match folder.origin(name, &metadata, content) {
+                    Ok(origin) => origin,
+                    Err(_) => return Ok(None),
+                }
+            }
             _ => return Ok(None),
         };
         parts.push((file.to_string(), origin));

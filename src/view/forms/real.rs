@@ -15,7 +15,7 @@ use crate::view::attr::{Attr, Kind};
 use crate::view::context::Context;
 use crate::view::error::{Error, Result, gone};
 use crate::view::file::{OpenFile, Opened};
-use crate::view::folder::{Folder, Found as InFolder};
+use crate::view::folder::{Folder, SourceEntry};
 use crate::view::key::{Id, NodeKey};
 use crate::view::node::{Form, Listing, Node};
 use crate::view::usage::{InUse, Tier};
@@ -83,8 +83,8 @@ fn claims(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
 /// The file or directory `name` of the source, where it is in the tree as it is.
 fn real(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
     Ok(match folder.find(name)? {
-        InFolder::Directory(metadata) => Some(directory(folder.path(name), &metadata)),
-        InFolder::File(metadata, content) if folder.is_shown(name, &metadata, content) => {
+        SourceEntry::Directory(metadata) => Some(directory(folder.path(name), &metadata)),
+        SourceEntry::File(metadata, content) if folder.is_shown(name, &metadata, content) => {
             Some(file(folder, name, &metadata))
         }
         _ => None,

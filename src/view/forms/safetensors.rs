@@ -57,7 +57,7 @@ fn node(context: &Context, origin: Arc<Origin>) -> Node {
         Some(stamp) => {
             // Which file it is counts too: the kernel holds one for each node.
             let id = Id::of(&[&origin.id.to_bytes(), &stamp.to_bytes()]);
-            Node::new(key("promoted", id), attr, Kept { origin, stamp })
+            Node::new(key("promoted", id), attr, PromotedFile { origin, stamp })
         }
         None => Node::new(key("streamed", origin.id), attr, Streamed(origin)),
     }
@@ -106,12 +106,12 @@ impl Form for Streamed {
 
 /// The same, in a promoted file.
 #[derive(Debug)]
-struct Kept {
+struct PromotedFile {
     origin: Arc<Origin>,
     stamp: Stamp,
 }
 
-impl Form for Kept {
+impl Form for PromotedFile {
     fn open(&self, context: &Context, _: &Attr) -> Result<OpenFile> {
         // Whoever looks the name up again finds what there is now.
         let promoted = context.promoted(&self.origin);

@@ -16,7 +16,7 @@ use crate::view::attr::Attr;
 use crate::view::context::Context;
 use crate::view::error::{Error, Result};
 use crate::view::file::{OpenFile, OpenText, Opened};
-use crate::view::folder::{Derived, Folder, Found, strip_suffix, with};
+use crate::view::folder::{Derived, Folder, SourceEntry, strip_suffix, with};
 use crate::view::key::{Id, NodeKey};
 use crate::view::node::{Children, Form, Listing, Node};
 use crate::view::options::Tensors;
@@ -67,7 +67,7 @@ fn native(folder: &Folder, name: &OsStr) -> Result<Option<(OsString, Arc<Origin>
     let Some(base) = strip_suffix(name, names::SAFETENSORS) else {
         return Ok(None);
     };
-    let Found::File(metadata, content @ Content::Safetensors) = folder.find(name)? else {
+    let SourceEntry::File(metadata, content @ Content::Safetensors) = folder.find(name)? else {
         return Ok(None);
     };
     let origin = folder.origin(name, &metadata, content).ok();
