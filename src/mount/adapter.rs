@@ -60,7 +60,7 @@ impl Adapter {
             inodes: Inodes::new(view.root()?),
             view,
             files: Handles::default(),
-            listings: Listings::default(),
+            listings: Listings::new(|listed: &Listed| listed.listing.len()),
             watcher,
             no_opendir: false,
             passthrough: Passthrough::default(),
@@ -92,7 +92,7 @@ impl Adapter {
             .lookup(&self.node(parent)?, name)
             .map_err(|error| failed("lookup", parent, &error))?;
         let number = self.inodes.count(node.clone());
-        let told = match self.tells(watch, name, &node, number) {
+        let told = match self.tells(watch, &node, number) {
             true => LONG,
             false => SHORT,
         };
@@ -133,10 +133,10 @@ impl Adapter {
 
     /// Whether a name found under `watch` may be told for long. What may change
     /// without a trace soon gets another node.
-    fn tells(&self, watch: Option<Watch>, name: &OsStr, node: &Node, number: u64) -> bool {
+    fn tells(&self, watch: Option<Watch>, node: &Node, number: u64) -> bool {
         let told = self.watcher.as_ref().zip(watch);
         let told = told.filter(|_| self.view.is_settled(node));
-        told.is_some_and(|(watcher, watch)| watcher.tell(watch, name, number))
+        told.is_some_and(|(watcher, watch)| watcher.tell(watch, number))
     }
 
     fn open(&self, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -160,10 +160,9 @@ impl Adapter {
         let backing = self
             .passthrough
             .open(inode.0, file.backing(), |file| reply.open_backing(file));
-        let cache = if file.keeps_pages() {
-            FopenFlags::FOPEN_KEEP_CACHE
-        } else {
-            FopenFlags::empty()
+        let cache = match self.inodes.keeps_pages(inode.0, file.contents()) {
+            true => FopenFlags::FOPEN_KEEP_CACHE,
+            false => FopenFlags::empty(),
         };
         let file = Arc::new(file);
         if backing.is_none() {
@@ -293,7 +292,7 @@ impl Adapter {
             Entry::Dot(name) => add(inode.0, next, name, None, Kind::Directory, SHORT),
             Entry::Child(name, node) => {
                 let number = self.inodes.count(node.clone());
-                let told = self.tells(watch, name, &node, number);
+                let told = self.tells(watch, &node, number);
                 let (attr, ttl) = self.attr(number, &node);
                 let ttl = match self.view.source_directory(&node) {
                     // There is one time for the name and the attributes.

@@ -20,7 +20,7 @@ use signal_hook::iterator::Signals;
 use super::adapter::Adapter;
 use super::device::{self, Attributes};
 use super::error::Error;
-use super::forget::Kernel;
+use super::forget::{self, Kernel};
 use super::logging::{self, Log};
 use super::mountpoint::{self, MountPoint};
 use super::options::Access;
@@ -214,9 +214,20 @@ impl Prepared {
             noexec: self.config.noexec,
             noatime: self.config.noatime,
         };
-        let (watcher, woken) = Watcher::new()
+        let mut signals =
+            Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed("watch for signals"))?;
+        let end = signals.handle();
+
+        let device = device::attach(place, &attributes)?;
+        let mounted = Mounted::find(place);
+        let notified = device.try_clone().map(File::from);
+        let (watcher, woken) = notified
+            .as_ref()
+            .is_ok_and(|device| forget::names(device).is_ok())
+            .then(Watcher::new)
+            .transpose()
             .inspect_err(|why| warn!("changes of the source are not watched: {why}"))
-            .ok()
+            .unwrap_or_default()
             .unzip();
         if let (Some(watcher), Some(incoming)) = (&watcher, &incoming) {
             let watched = make(incoming).and_then(|()| watcher.concerns_all(incoming));
@@ -224,14 +235,12 @@ impl Prepared {
                 debug!("{}: not watched: {why}", incoming.display());
             }
         }
-        let adapter = Adapter::new(view.clone(), watcher.clone()).map_err(source_error)?;
+        let adapter = Adapter::new(view.clone(), watcher.clone());
+        let adapter = adapter.map_err(|error| {
+            mounted.clear();
+            source_error(error)
+        })?;
         let prefaulter = adapter.prefaulter();
-        let mut signals =
-            Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed("watch for signals"))?;
-        let end = signals.handle();
-
-        let device = device::attach(place, &attributes)?;
-        let mounted = Mounted::find(place);
         let mut settings = fuser::Config::default();
         settings.n_threads = Some(self.config.threads);
         // The kernel keeps strangers out, but knows no "root too".
@@ -239,7 +248,6 @@ impl Prepared {
             Access::OwnerAndRoot => SessionACL::RootAndOwner,
             Access::Owner | Access::Everyone => SessionACL::All,
         };
-        let notified = device.try_clone();
         let session = Session::from_fd(adapter, device, acl, settings).map_err(|why| {
             mounted.clear();
             failed("agree with the kernel")(why)

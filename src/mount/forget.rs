@@ -1,22 +1,20 @@
-//! Notifications that make the kernel forget what it was told.
+//! Notifications that make the kernel forget what it was told. None of them waits for
+//! the answer to a request, nor for a lock that is held while one is waited for: a
+//! notification that did would keep the device open when this process is killed, and
+//! whoever waits for an answer would wait for ever.
 
-use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, IoSlice, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::io::{self, Write};
 
 use fuser::{INodeNo, Notifier};
 use log::debug;
 
 use super::watch::Forget;
 
-/// `FUSE_NOTIFY_INVAL_ENTRY`.
-const INVALIDATE_ENTRY: i32 = 3;
-/// `FUSE_EXPIRE_ONLY`: the name stays in the cache, and with it what is below and who
-/// works in there, until another lookup says that it is something else. Kernels before
-/// 6.2 overlook it and take the name out.
-const EXPIRE_ONLY: u32 = 1;
+/// `FUSE_NOTIFY_INC_EPOCH`, since Linux 6.16: whatever name the kernel was told of
+/// before is looked up again at its next use. What is below and who works in there
+/// stays. fuser offers no such notification.
+const INCREMENT_EPOCH: i32 = 8;
 
 /// The kernel's side of a mount.
 #[derive(Debug)]
@@ -27,33 +25,27 @@ pub struct Kernel {
 
 impl Kernel {
     /// `device` is the descriptor that the requests come from.
-    pub fn new(notifier: Notifier, device: OwnedFd) -> Kernel {
-        Kernel {
-            notifier,
-            device: device.into(),
-        }
-    }
-
-    /// Has a name expire, which fuser offers no notification for.
-    fn expire(&self, directory: u64, name: &OsStr) -> io::Result<()> {
-        let length = u32::try_from(name.len()).map_err(io::Error::other)?;
-        let whole = length.checked_add(33).ok_or(io::ErrorKind::InvalidInput)?;
-        // `fuse_out_header`, whose request number is that of none, and
-        // `fuse_notify_inval_entry_out`.
-        let mut message = [0; 32];
-        message[..4].copy_from_slice(&whole.to_ne_bytes());
-        message[4..8].copy_from_slice(&INVALIDATE_ENTRY.to_ne_bytes());
-        message[16..24].copy_from_slice(&directory.to_ne_bytes());
-        message[24..28].copy_from_slice(&length.to_ne_bytes());
-        message[28..].copy_from_slice(&EXPIRE_ONLY.to_ne_bytes());
-        let parts = [&message, name.as_bytes(), b"\0"].map(IoSlice::new);
-        (&self.device).write_vectored(&parts).map(drop)
+    pub fn new(notifier: Notifier, device: File) -> Kernel {
+        Kernel { notifier, device }
     }
 }
 
+/// Has all names behind `device` looked up again.
+///
+/// # Errors
+/// Of the kind [`io::ErrorKind::InvalidInput`] where the kernel has no such
+/// notification.
+pub fn names(mut device: &File) -> io::Result<()> {
+    // `fuse_out_header`, whose request number is that of none.
+    let mut message = [0; 16];
+    message[..4].copy_from_slice(&16_u32.to_ne_bytes());
+    message[4..8].copy_from_slice(&INCREMENT_EPOCH.to_ne_bytes());
+    device.write_all(&message)
+}
+
 impl Forget for Kernel {
-    fn name(&self, directory: u64, name: &OsStr) {
-        report(self.expire(directory, name));
+    fn names(&self) {
+        report(names(&self.device));
     }
 
     fn attributes(&self, inode: u64) {

@@ -10,7 +10,7 @@ use std::collections::hash_map::{Entry, RandomState};
 use std::hash::{BuildHasher, Hash};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::view::{Node, NodeKey};
+use crate::view::{Contents, Node, NodeKey};
 
 /// The number of the root, fixed by the protocol.
 pub const ROOT: u64 = 1;
@@ -38,6 +38,15 @@ struct Known<N> {
     node: N,
     /// References that the kernel has been given and has not yet given back.
     lookups: u64,
+    pages: Pages,
+}
+
+/// What the page cache may hold of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pages {
+    None,
+    Of(Contents),
+    Unknown,
 }
 
 impl<N: Keyed> Inodes<N> {
@@ -51,6 +60,7 @@ impl<N: Keyed, S: BuildHasher> Inodes<N, S> {
         let root = Known {
             node: root,
             lookups: 1,
+            pages: Pages::None,
         };
         Self {
             hasher,
@@ -77,14 +87,30 @@ impl<N: Keyed, S: BuildHasher> Inodes<N, S> {
         let number = self.find(&known, &node);
         match known.entry(number) {
             Entry::Occupied(mut entry) => {
-                let lookups = entry.get().lookups + 1;
-                entry.insert(Known { node, lookups });
+                let known = entry.get_mut();
+                known.node = node;
+                known.lookups += 1;
             }
             Entry::Vacant(entry) => {
-                entry.insert(Known { node, lookups: 1 });
+                entry.insert(Known {
+                    node,
+                    lookups: 1,
+                    pages: Pages::None,
+                });
             }
         }
         number
+    }
+
+    /// Whether the page cache holds nothing else of the inode, which is opened, than its
+    /// `contents` now. What is unknown is not held to be the same.
+    pub fn keeps_pages(&self, number: u64, contents: Option<Contents>) -> bool {
+        let pages = contents.map_or(Pages::Unknown, Pages::Of);
+        let mut known = self.lock();
+        let before = known.get_mut(&number);
+        let before = before.map(|known| std::mem::replace(&mut known.pages, pages));
+        pages != Pages::Unknown
+            && before.is_some_and(|before| before == Pages::None || before == pages)
     }
 
     /// Gives back `lookups` references. Whether those were all.

@@ -7,19 +7,30 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-/// Listings that are remembered. Whoever reads on in one that was forgotten goes on at
-/// the same cursor in a new one.
+/// Listings that are remembered, and entries of all of them, besides the last one.
+/// Whoever reads on in one that was forgotten goes on at the same cursor in a new one.
 const MOST: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+const MOST_ENTRIES: usize = 1 << 18;
+/// How long one is remembered that nobody reads on in.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Bits of an offset that count entries. The sign bit of all is never set.
 const POSITION: u32 = 32;
 
 /// Listings by number.
 pub struct Listings<T> {
     next: AtomicU32,
-    open: Mutex<LruCache<u32, Arc<T>>>,
+    open: Mutex<LruCache<u32, Open<T>>>,
+    /// Entries of a listing.
+    len: fn(&T) -> usize,
+}
+
+struct Open<T> {
+    listing: Arc<T>,
+    read: Instant,
 }
 
 /// Where a listing goes on.
@@ -44,16 +55,16 @@ impl Cursor {
     }
 }
 
-impl<T> Default for Listings<T> {
-    fn default() -> Self {
+impl<T> Listings<T> {
+    /// Of listings that have `len` entries.
+    pub fn new(len: fn(&T) -> usize) -> Self {
         Self {
             next: AtomicU32::new(0),
             open: Mutex::new(LruCache::new(MOST)),
+            len,
         }
     }
-}
 
-impl<T> Listings<T> {
     /// The listing that `offset` counts in, or a new one, made by `list`.
     ///
     /// # Errors
@@ -64,16 +75,36 @@ impl<T> Listings<T> {
         list: impl FnOnce() -> Result<T, E>,
     ) -> Result<(Cursor, Arc<T>), E> {
         let cursor = Cursor::at(offset);
-        if let Some(listing) = self.lock().get(&cursor.listing) {
-            return Ok((cursor, listing.clone()));
+        if let Some(open) = self.lock().get_mut(&cursor.listing) {
+            open.read = Instant::now();
+            return Ok((cursor, open.listing.clone()));
         }
         let listed = Arc::new(list()?);
         let cursor = Cursor {
             listing: 1 + self.next.fetch_add(1, Ordering::Relaxed) % (i32::MAX as u32),
             position: cursor.position,
         };
-        self.lock().put(cursor.listing, listed.clone());
+        let open = Open {
+            listing: listed.clone(),
+            read: Instant::now(),
+        };
+        let mut known = self.lock();
+        known.put(cursor.listing, open);
+        self.shed(&mut known);
         Ok((cursor, listed))
+    }
+
+    /// Forgets what was read longest ago, of what is too old or too much.
+    fn shed(&self, known: &mut LruCache<u32, Open<T>>) {
+        let len = |open: &Open<T>| (self.len)(&open.listing);
+        let mut entries: usize = known.iter().map(|(_, open)| len(open)).sum();
+        while known.len() > 1
+            && let Some((_, oldest)) = known.peek_lru()
+            && (entries > MOST_ENTRIES || oldest.read.elapsed() > PATIENCE)
+        {
+            entries -= len(oldest);
+            known.pop_lru();
+        }
     }
 
     /// Forgets the listing of `cursor`, which has been read to its end.
@@ -81,7 +112,7 @@ impl<T> Listings<T> {
         self.lock().pop(&cursor.listing);
     }
 
-    fn lock(&self) -> MutexGuard<'_, LruCache<u32, Arc<T>>> {
+    fn lock(&self) -> MutexGuard<'_, LruCache<u32, Open<T>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -96,7 +127,7 @@ mod tests {
 
     #[test]
     fn an_offset_stays_in_the_listing_it_was_given_in() {
-        let listings = Listings::default();
+        let listings = Listings::new(|_: &&str| 0);
         let (first, old) = listings.get(0, list("old")).unwrap();
         let (_, new) = listings.get(0, list("new")).unwrap();
         assert_eq!((*old, *new), ("old", "new"));
@@ -108,8 +139,25 @@ mod tests {
     }
 
     #[test]
+    fn listings_that_were_left_take_no_more_than_their_share() {
+        let listings = Listings::new(|len: &usize| *len);
+        let make = |len| move || Ok::<usize, ()>(len);
+        let (first, _) = listings.get(0, make(MOST_ENTRIES / 2)).unwrap();
+        listings.get(0, make(MOST_ENTRIES / 4)).unwrap();
+        // It is read on, so that another one goes.
+        listings.get(first.offset(1), make(1)).unwrap();
+        listings.get(0, make(MOST_ENTRIES / 2)).unwrap();
+        assert_eq!(listings.lock().len(), 2);
+        let (_, still) = listings.get(first.offset(1), make(1)).unwrap();
+        assert_eq!(*still, MOST_ENTRIES / 2);
+        // One alone may be as long as it is.
+        listings.get(0, make(MOST_ENTRIES * 2)).unwrap();
+        assert_eq!(listings.lock().len(), 1);
+    }
+
+    #[test]
     fn offsets_are_positive_to_whoever_takes_them_for_signed() {
-        let listings = Listings::default();
+        let listings = Listings::new(|_: &&str| 0);
         listings.next.store(u32::MAX - 3, Ordering::Relaxed);
         for _ in 0..8 {
             let (cursor, _) = listings.get(0, list("")).unwrap();

@@ -11,8 +11,7 @@
 //! closed, and one through a hard link in another directory that was made after the
 //! directory was listed. Hence an open compares what it finds with what was told.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::ffi::{OsStr, OsString};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -41,10 +40,10 @@ pub const LONG: Duration = Duration::from_secs(60);
 
 /// Directories watched at once, at most. Two events each fit into the kernel's queue.
 const MOST: usize = 8000;
-/// Names that are remembered because the kernel was told of them, at most.
-const MOST_NAMES: usize = 1 << 18;
-/// How long after an event a name is made to expire again. An answer to a lookup that
-/// was on its way at the first time has arrived by then.
+/// Inodes that are remembered because the kernel was told of them, at most.
+const MOST_TOLD: usize = 1 << 18;
+/// How long after an event names are made to expire again. An answer that was on its
+/// way at the first time has arrived by then.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long the end waits for a notification that is under way.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -59,12 +58,10 @@ const TELLING: [FsType; 5] = [
     F2FS_SUPER_MAGIC,
 ];
 
-/// Makes the kernel forget. Never called by a thread that answers requests, nor with
-/// a lock held: a call may wait for the answer to a request.
+/// Makes the kernel forget. No call waits for a request to be answered.
 pub trait Forget: Send {
-    /// Has the name looked up again at its next use. Waits for lookups in `directory`
-    /// that are under way.
-    fn name(&self, directory: u64, name: &OsStr);
+    /// Has every name looked up again at its next use.
+    fn names(&self);
     /// Has the attributes asked for again.
     fn attributes(&self, inode: u64);
     /// Drops the listing of `directory`, and its attributes.
@@ -100,8 +97,8 @@ struct State {
     by_descriptor: HashMap<WatchDescriptor, Vec<u64>>,
     /// Directories whose every event concerns all that was told.
     concerning_all: HashSet<WatchDescriptor>,
-    /// Names in `directories`, and those that will be made to expire again.
-    names: usize,
+    /// Inodes in `directories`.
+    told: usize,
     /// Listings that the kernel keeps and nobody watches.
     unwatched: Vec<u64>,
     /// Inodes whose attributes changed and no event told of it.
@@ -121,8 +118,8 @@ struct Directory {
     descriptor: WatchDescriptor,
     /// What is listed in it changes with it alone.
     complete: bool,
-    /// Inode numbers by name, as the kernel was told.
-    told: HashMap<OsString, u64>,
+    /// Inode numbers that the kernel was told.
+    told: HashSet<u64>,
     /// When the last of what was told is forgotten anyway.
     until: Instant,
 }
@@ -133,13 +130,6 @@ struct Stale {
     directories: Vec<(u64, Directory)>,
     unwatched: Vec<u64>,
     changed: Vec<u64>,
-}
-
-/// Names to be made to expire again.
-struct Pending {
-    due: Instant,
-    directory: u64,
-    names: Vec<OsString>,
 }
 
 impl Watcher {
@@ -171,6 +161,7 @@ impl Watcher {
         forget: impl Forget + 'static,
     ) -> io::Result<()> {
         let mounts = Mounts::new(source)?;
+        self.watch_above(source);
         let watcher = self.clone();
         let run = move || watcher.run(woken, mounts, &forget);
         thread::Builder::new().name("watch".into()).spawn(run)?;
@@ -199,6 +190,20 @@ impl Watcher {
         let descriptor = self.inotify.add_watch(path, flags)?;
         self.lock().concerning_all.insert(descriptor);
         Ok(())
+    }
+
+    /// Has it concern all when one of the directories above the source is moved: another
+    /// source may stand at its path then.
+    fn watch_above(&self, source: &Path) {
+        let flags = AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_ONLYDIR;
+        for directory in source.ancestors().skip(1) {
+            match self.inotify.add_watch(directory, flags) {
+                Ok(descriptor) => {
+                    self.lock().concerning_all.insert(descriptor);
+                }
+                Err(why) => debug!("{}: not watched: {why}", directory.display()),
+            }
+        }
     }
 
     /// Watches `directory`, which `enter` holds, from here on. None where that cannot
@@ -251,7 +256,7 @@ impl Watcher {
         let told = Directory {
             descriptor,
             complete: false,
-            told: HashMap::new(),
+            told: HashSet::new(),
             until: Instant::now(),
         };
         state.directories.insert(directory, told);
@@ -282,22 +287,21 @@ impl Watcher {
         })
     }
 
-    /// Whether the kernel may be told for [`LONG`] that `name` is `inode`, and what its
-    /// attributes are, which was found out under `watch`.
-    pub fn tell(&self, watch: Watch, name: &OsStr, inode: u64) -> bool {
+    /// Whether the kernel may be told for [`LONG`] that a name in the directory is
+    /// `inode`, and what its attributes are, which was found out under `watch`.
+    pub fn tell(&self, watch: Watch, inode: u64) -> bool {
         let mut state = self.lock();
-        let room = state.names < MOST_NAMES;
+        let room = state.told < MOST_TOLD;
         let Some(watched) = state.get(watch).filter(|watched| watched.complete) else {
             return false;
         };
         watched.until = Instant::now() + LONG;
-        if let Some(told) = watched.told.get_mut(name) {
-            *told = inode;
-        } else if room {
-            watched.told.insert(name.to_os_string(), inode);
-            state.names += 1;
-        } else {
-            return false;
+        if !watched.told.contains(&inode) {
+            if !room {
+                return false;
+            }
+            watched.told.insert(inode);
+            state.told += 1;
         }
         true
     }
@@ -352,7 +356,7 @@ impl Watcher {
         let Some(watched) = state.directories.remove(&directory) else {
             return;
         };
-        state.names -= watched.told.len();
+        state.told -= watched.told.len();
         let Some(sharing) = state.by_descriptor.get_mut(&watched.descriptor) else {
             return;
         };
@@ -365,11 +369,15 @@ impl Watcher {
     }
 
     fn run(&self, mut woken: PipeReader, mut mounts: Mounts, forget: &impl Forget) {
-        let mut pending = VecDeque::new();
-        while let Some(stale) = self.wait(&mut woken, &mut mounts, pending.front()) {
-            let done = self.expire(stale, &mut pending, forget);
-            if done.is_none() || self.expire_again(&mut pending, forget).is_none() {
+        let mut again = None;
+        while let Some(stale) = self.wait(&mut woken, &mut mounts, again) {
+            let was_due = again;
+            if self.expire(stale, &mut again, forget).is_none() {
                 break;
+            }
+            if again != was_due {
+                // It may be other directories by now.
+                self.watch_above(&mounts.source);
             }
         }
         let mut state = self.lock();
@@ -377,17 +385,17 @@ impl Watcher {
         self.take_all(&mut state);
     }
 
-    /// Waits until the kernel has to forget something, or `pending` is due. None at
-    /// the end.
+    /// Waits until the kernel has to forget something, or until `again`. None at the
+    /// end.
     fn wait(
         &self,
         woken: &mut PipeReader,
         mounts: &mut Mounts,
-        pending: Option<&Pending>,
+        again: Option<Instant>,
     ) -> Option<Stale> {
-        let timeout = pending.map_or(PollTimeout::NONE, |first| {
+        let timeout = again.map_or(PollTimeout::NONE, |due| {
             // Rounded up, or the last of a millisecond would be spent in a circle.
-            let left = first.due.saturating_duration_since(Instant::now());
+            let left = due.saturating_duration_since(Instant::now());
             PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
         let mut ready = [
@@ -425,13 +433,23 @@ impl Watcher {
         })
     }
 
-    /// Has the kernel forget. None at the end.
+    /// Has the kernel forget, and names once more at `again`. None at the end.
     fn expire(
         &self,
         stale: Stale,
-        pending: &mut VecDeque<Pending>,
+        again: &mut Option<Instant>,
         forget: &impl Forget,
     ) -> Option<()> {
+        let now = Instant::now();
+        let is_due = again.is_some_and(|due| due <= now);
+        if is_due || !stale.directories.is_empty() {
+            self.notify(|| forget.names())?;
+            *again = None;
+        }
+        if !stale.directories.is_empty() {
+            // Whatever comes meanwhile puts it off and has them expire as well.
+            *again = Some(now + AGAIN);
+        }
         for directory in stale.unwatched {
             self.notify(|| forget.listing(directory))?;
         }
@@ -439,35 +457,10 @@ impl Watcher {
             self.notify(|| forget.attributes(inode))?;
         }
         for (directory, watched) in stale.directories {
-            // The names first, and one even where none was told: that waits for
-            // lookups and listings on their way, whose inodes are there then.
-            self.notify(|| forget.name(directory, OsStr::new(".")))?;
-            for name in watched.told.keys() {
-                self.notify(|| forget.name(directory, name))?;
-            }
-            for &inode in watched.told.values() {
+            for inode in watched.told {
                 self.notify(|| forget.attributes(inode))?;
             }
             self.notify(|| forget.listing(directory))?;
-            pending.push_back(Pending {
-                due: Instant::now() + AGAIN,
-                directory,
-                names: watched.told.into_keys().collect(),
-            });
-        }
-        Some(())
-    }
-
-    /// Has the names that are due expire once more. None at the end.
-    fn expire_again(&self, pending: &mut VecDeque<Pending>, forget: &impl Forget) -> Option<()> {
-        while let Some(first) = pending.front()
-            && first.due <= Instant::now()
-        {
-            for name in &first.names {
-                self.notify(|| forget.name(first.directory, name))?;
-            }
-            self.lock().names -= first.names.len();
-            pending.pop_front();
         }
         Some(())
     }
@@ -494,24 +487,24 @@ impl Watcher {
             let mut state = self.lock();
             for event in events {
                 let overflow = event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
-                changed.append(
-                    &mut match overflow || state.concerning_all.contains(&event.wd) {
-                        true => self.take_all(&mut state),
-                        false => state.take(event.wd),
-                    },
-                );
+                let concerns_all = overflow || state.concerning_all.contains(&event.wd);
+                changed.append(&mut match concerns_all {
+                    true => self.take_all(&mut state),
+                    false => state.take(event.wd),
+                });
             }
         }
         changed
     }
 
     /// Takes out every directory and ends its watch: what was found out under it counts
-    /// no longer. The names go on counting.
+    /// no longer.
     fn take_all(&self, state: &mut State) -> Vec<(u64, Directory)> {
         for (descriptor, _) in state.by_descriptor.drain() {
             // It may have ended by itself.
             let _ = self.inotify.rm_watch(descriptor);
         }
+        state.told = 0;
         state.directories.drain().collect()
     }
 
@@ -533,13 +526,14 @@ impl State {
         (watched.descriptor == watch.descriptor).then_some(watched)
     }
 
-    /// Takes out the directories behind `descriptor`. Their names go on counting.
+    /// Takes out the directories behind `descriptor`.
     fn take(&mut self, descriptor: WatchDescriptor) -> Vec<(u64, Directory)> {
         let numbers = self.by_descriptor.remove(&descriptor).unwrap_or_default();
         let taken = numbers.into_iter();
+        let taken = taken.filter_map(|number| Some((number, self.directories.remove(&number)?)));
+        let taken: Vec<_> = taken.collect();
+        self.told -= taken.iter().map(|(_, one)| one.told.len()).sum::<usize>();
         taken
-            .filter_map(|number| Some((number, self.directories.remove(&number)?)))
-            .collect()
     }
 }
 
@@ -590,14 +584,14 @@ mod tests {
 
     #[derive(Debug, PartialEq)]
     enum Forgotten {
-        Name(u64, OsString),
+        Names,
         Attributes(u64),
         Listing(u64),
     }
 
     impl Forget for Sender<Forgotten> {
-        fn name(&self, directory: u64, name: &OsStr) {
-            let _ = self.send(Forgotten::Name(directory, name.into()));
+        fn names(&self) {
+            let _ = self.send(Forgotten::Names);
         }
 
         fn attributes(&self, inode: u64) {
@@ -619,6 +613,11 @@ mod tests {
     impl Case {
         /// None where the tests have no such file system.
         fn new() -> Option<Case> {
+            Case::below("")
+        }
+
+        /// One whose source is the directory `source` in it.
+        fn below(source: &str) -> Option<Case> {
             let dir = TempDir::new().unwrap();
             let dir = match is_telling(dir.path()) {
                 true => dir,
@@ -630,7 +629,9 @@ mod tests {
             }
             let (watcher, woken) = Watcher::new().unwrap();
             let (sender, forgotten) = channel();
-            watcher.start(woken, dir.path(), sender).unwrap();
+            let source = dir.path().join(source);
+            fs::create_dir_all(&source).unwrap();
+            watcher.start(woken, &source, sender).unwrap();
             Some(Case {
                 dir,
                 watcher,
@@ -642,9 +643,21 @@ mod tests {
             self.forgotten.recv_timeout(Duration::from_secs(5)).unwrap()
         }
 
+        /// Names may expire again at any time.
+        fn next_but_names(&self) -> Forgotten {
+            loop {
+                match self.next() {
+                    Forgotten::Names => {}
+                    other => return other,
+                }
+            }
+        }
+
+        /// Whether nothing but names is forgotten for a moment.
         fn is_quiet(&self) -> bool {
             let patience = Duration::from_millis(100);
-            self.forgotten.recv_timeout(patience).is_err()
+            let next = || self.forgotten.recv_timeout(patience);
+            std::iter::from_fn(|| next().ok()).all(|forgotten| forgotten == Forgotten::Names)
         }
     }
 
@@ -666,38 +679,33 @@ mod tests {
         TELLING.contains(&fstatfs(&opened).unwrap().filesystem_type())
     }
 
-    fn name(directory: u64, name: &str) -> Forgotten {
-        Forgotten::Name(directory, name.into())
-    }
-
     #[test]
     fn the_first_event_ends_the_watch_and_all_that_was_told_is_forgotten() {
         let Some(case) = Case::new() else { return };
         let (watcher, path) = (&case.watcher, case.dir.path());
         let watch = watcher.watch(5, enter(path)).unwrap();
-        assert!(!watcher.tell(watch, OsStr::new("a"), 6), "not complete");
+        assert!(!watcher.tell(watch, 6), "not complete");
         watcher.complete(watch);
-        assert!(watcher.tell(watch, OsStr::new("a"), 6));
+        assert!(watcher.tell(watch, 6));
         assert!(watcher.holds(watch));
         assert_eq!(watcher.completed(5), Some(watch));
         assert!(case.is_quiet());
 
         fs::write(path.join("new"), "").unwrap();
-        let forgotten = [(); 4].map(|()| case.next());
+        let forgotten = [(); 3].map(|()| case.next());
         assert_eq!(
             forgotten,
             [
-                name(5, "."),
-                name(5, "a"),
+                Forgotten::Names,
                 Forgotten::Attributes(6),
                 Forgotten::Listing(5)
             ]
         );
-        assert!(!watcher.holds(watch) && !watcher.tell(watch, OsStr::new("a"), 6));
+        assert!(!watcher.holds(watch) && !watcher.tell(watch, 6));
         assert_eq!(watcher.completed(5), None);
         fs::write(path.join("new"), "again").unwrap();
         // An answer on its way at the first time is there by now.
-        assert_eq!(case.next(), name(5, "a"));
+        assert_eq!(case.next(), Forgotten::Names);
         assert!(case.is_quiet());
 
         let again = watcher.watch(5, enter(path)).unwrap();
@@ -732,8 +740,7 @@ mod tests {
         for (what, change) in changes {
             let watch = case.watcher.watch(5, enter(&path)).unwrap();
             change();
-            assert_eq!(case.next(), name(5, "."), "{what}");
-            assert_eq!(case.next(), Forgotten::Listing(5), "{what}");
+            assert_eq!(case.next_but_names(), Forgotten::Listing(5), "{what}");
             assert!(!case.watcher.holds(watch), "{what}");
         }
     }
@@ -746,7 +753,7 @@ mod tests {
         }
         case.watcher.forgotten(5);
         fs::write(case.dir.path().join("new"), "").unwrap();
-        assert_eq!(case.next(), name(6, "."));
+        assert_eq!(case.next_but_names(), Forgotten::Listing(6));
     }
 
     #[test]
@@ -761,9 +768,28 @@ mod tests {
             fs::write(incoming.join("file"), "").unwrap();
             assert!(case.is_quiet(), "{round}");
             fs::rename(incoming.join("file"), kept.join("file")).unwrap();
-            assert_eq!(case.next(), name(5, "."));
-            assert_eq!(case.next(), Forgotten::Listing(5));
+            assert_eq!(case.next_but_names(), Forgotten::Listing(5));
             assert!(!case.watcher.holds(watch), "{round}");
+        }
+    }
+
+    #[test]
+    fn a_directory_above_the_source_that_moves_concerns_all() {
+        let Some(case) = Case::below("above/source") else {
+            return;
+        };
+        let watched = case.dir.path().join("above/source/watched");
+        fs::create_dir(&watched).unwrap();
+        let above = case.dir.path().join("above");
+        for round in 0..2 {
+            let watch = case.watcher.watch(5, enter(&watched)).unwrap();
+            fs::rename(&above, case.dir.path().join(format!("old{round}"))).unwrap();
+            assert_eq!(case.next_but_names(), Forgotten::Listing(5));
+            assert!(!case.watcher.holds(watch), "{round}");
+            fs::create_dir_all(&watched).unwrap();
+            // What stands there now is watched from the next event on.
+            case.watcher
+                .watch_above(&case.dir.path().join("above/source"));
         }
     }
 

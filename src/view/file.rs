@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::error::Result;
-use crate::source::Bytes;
+use super::key::Id;
+use crate::source::{Bytes, Version};
 
 /// What an open file can do. Reads may run from many threads at once.
 pub(super) trait Opened: Send + Sync {
@@ -20,8 +21,8 @@ pub(super) trait Opened: Send + Sync {
         None
     }
 
-    fn keeps_pages(&self) -> bool {
-        true
+    fn contents(&self) -> Option<Contents> {
+        Some(Contents::OF_NODE)
     }
 
     fn minds_close(&self) -> bool {
@@ -44,6 +45,19 @@ pub(super) trait Opened: Send + Sync {
 pub trait Pages: Send + Sync {
     /// Lets the page cache forget the bytes of `extent`.
     fn drop_pages(&self, extent: Range<u64>);
+}
+
+/// What tells the contents of a node from those that it had before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contents(Option<Id>);
+
+impl Contents {
+    /// Those of a node that never has any others.
+    pub(super) const OF_NODE: Contents = Contents(None);
+
+    pub(super) fn of(version: &Version) -> Contents {
+        Contents(Some(Id::of(&[&version.to_bytes()])))
+    }
 }
 
 /// A file open for reading.
@@ -74,9 +88,10 @@ impl OpenFile {
         self.0.backing()
     }
 
-    /// Whether pages of earlier opens of the same node are still right.
-    pub fn keeps_pages(&self) -> bool {
-        self.0.keeps_pages()
+    /// What the file holds: pages of an earlier open of the same node are right if they
+    /// are of the same contents. None while nothing can tell.
+    pub fn contents(&self) -> Option<Contents> {
+        self.0.contents()
     }
 
     /// Whether it is worth knowing when a descriptor of the file is closed.

@@ -37,7 +37,7 @@ use std::sync::atomic::Ordering;
 
 pub use attr::{Attr, Kind};
 pub use error::{Error, Result};
-pub use file::{OpenFile, Pages};
+pub use file::{Contents, OpenFile, Pages};
 pub use key::NodeKey;
 pub use node::{Listing, Node};
 pub use options::{Options, Tensors};

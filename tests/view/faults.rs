@@ -162,12 +162,12 @@ fn what_may_change_without_a_trace_is_read_from_what_is_opened() {
         let node = find(&view, "a.safetensors").unwrap();
         let file = view.open(&node).unwrap();
         assert_eq!(read(&file).unwrap(), safetensors_of(&values));
-        assert!(!file.keeps_pages());
+        assert_eq!(file.contents(), None);
     }
     tree.set_unsettled(false);
     let settled = find(&view, "a.safetensors").unwrap();
     assert!(view.is_settled(&settled));
-    assert!(view.open(&settled).unwrap().keeps_pages());
+    assert!(view.open(&settled).unwrap().contents().is_some());
 }
 
 #[test]

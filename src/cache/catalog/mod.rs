@@ -458,7 +458,14 @@ impl Catalog {
             }
         };
         match fingerprint(source, key.content) {
-            Ok(Some(sum)) => Ok(Identity::Content(Name::of(&[b"content", &address, &sum]))),
+            Ok(Some(sum)) => {
+                // Bytes of tensors that were changed in place leave the sum what it was.
+                let Version { modified, size, .. } = subject.version;
+                let times = [modified.0, modified.1].map(i64::to_le_bytes);
+                let stamps = [times.as_flattened(), &size.to_le_bytes()].concat();
+                let parts = [&b"content"[..], &address, &sum, &stamps];
+                Ok(Identity::Content(Name::of(&parts)))
+            }
             // What is wrong with it is found out when it is planned.
             Ok(None) | Err(checkpoint::Error::Refused(_)) => Ok(mount),
             Err(checkpoint::Error::Source(error)) => Err(error),

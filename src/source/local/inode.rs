@@ -100,6 +100,15 @@ impl Inode {
         self.mode & 0o001 != 0
     }
 
+    /// With no more than the permissions `least` for anybody but the owner.
+    pub fn restricted(self, least: u16) -> Inode {
+        let others = least << 3 | least;
+        Inode {
+            mode: self.mode & (0o700 | others),
+            ..self
+        }
+    }
+
     /// What tells it from others: device and number.
     pub fn id(&self) -> (u64, u64) {
         (self.device, self.number)
@@ -129,8 +138,9 @@ impl Inode {
     /// `path`: that of the file from the root of its tree.
     pub fn metadata(&self, system: System, path: &Path) -> Metadata {
         let system = match system {
-            // A file without a time of change on a file system that keeps them.
-            System::Lasting { .. } if self.changed.0 == 0 => System::Mounted {
+            // It was not the kernel that gave it a time in whole seconds or none at all,
+            // but whoever made an image, and he may give the same to another file.
+            System::Lasting { .. } if self.changed.1 == 0 => System::Mounted {
                 mount: self.mount,
                 device: self.device,
             },

@@ -5,11 +5,13 @@
 //! root     the root, held open, and found again where that is permitted
 //! resolve  paths below the root, link by link where links may not lead out
 //! inode    what an inode says, and which file system it belongs to
+//! acl      access control lists
 //! opened   an open file
 //! mountinfo  the table of mounts
 //! place    what a file system is mounted from
 //! ```
 
+mod acl;
 mod inode;
 pub mod mountinfo;
 mod opened;
@@ -96,7 +98,10 @@ impl LocalTree {
         directory: Arc<OwnedFd>,
         is_direct: bool,
     ) -> io::Result<LocalTree> {
-        let inode = Inode::of(&directory)?;
+        let inode = match root.links {
+            Links::Anywhere => Inode::of(&directory)?,
+            Links::Inside => Inode::of(&directory)?.restricted(acl::least(&directory)),
+        };
         let system = inode.system(&directory)?;
         Ok(LocalTree {
             metadata: inode.metadata(system, &path),
@@ -148,11 +153,20 @@ impl LocalTree {
             Err(Stop::Obstacle(obstacle)) => return blocked(obstacle),
             Err(Stop::Io(error)) => return Err(error),
         };
-        let inode = Inode::of(&file)?;
+        let inode = self.inode_of(&file)?;
         if inode.kind == Kind::Directory && self.lies_in(&inode) {
             return blocked(Obstacle::Upwards);
         }
         self.found(name, &inode, || Ok(file))
+    }
+
+    /// What an open file says, with the rights that matter to others if they read the tree.
+    fn inode_of(&self, file: &impl AsFd) -> io::Result<Inode> {
+        let inode = Inode::of(file)?;
+        Ok(match self.root.links {
+            Links::Anywhere => inode,
+            Links::Inside => inode.restricted(acl::least(file)),
+        })
     }
 
     /// Whether this directory is the one with the inode `directory` or leads through
@@ -278,13 +292,17 @@ impl Tree for LocalTree {
         };
         match inode.kind {
             Kind::Link => self.behind(name, &inode),
+            Kind::File | Kind::Directory if self.root.links == Links::Inside => {
+                let inode = inode.restricted(acl::least_at(&self.directory, name));
+                self.found(name, &inode, || resolve::hold(&self.directory, name))
+            }
             _ => self.found(name, &inode, || resolve::hold(&self.directory, name)),
         }
     }
 
     fn open(&self, name: &OsStr) -> io::Result<Source> {
         let file = self.open_file(name)?;
-        let inode = Inode::of(&file)?;
+        let inode = self.inode_of(&file)?;
         let Found::File(metadata) = self.found(name, &inode, || file.try_clone())? else {
             return Err(io::Error::other("not a regular file"));
         };
@@ -312,7 +330,11 @@ impl Tree for LocalTree {
     fn stands_alone(&self) -> bool {
         let alone = |name: &OsString| {
             let inode = Inode::at(&self.directory, name);
-            inode.is_ok_and(|inode| inode.stands_alone())
+            // What is mounted over a name has another one where events are told.
+            inode.is_ok_and(|inode| {
+                let is_directory = inode.kind == Kind::Directory;
+                inode.stands_alone() && (is_directory || inode.is_beside(&self.inode))
+            })
         };
         self.list().is_ok_and(|names| names.iter().all(alone))
     }

@@ -14,6 +14,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::Mode;
 
 use super::Links;
+use super::acl;
 use super::inode::{Inode, Kind};
 use crate::source::Obstacle;
 
@@ -217,7 +218,8 @@ impl Walk<'_> {
                 }
                 Kind::Directory => {
                     let passed = by_link && !queue.is_empty();
-                    if passed && !inode.is_passable() && !self.entered.contains(&inode.id()) {
+                    let is_passable = || inode.restricted(acl::least(&file)).is_passable();
+                    if passed && !is_passable() && !self.entered.contains(&inode.id()) {
                         return Err(Stop::Obstacle(Obstacle::Private));
                     }
                     let directory = Arc::new(file.try_clone().map_err(Stop::Io)?);

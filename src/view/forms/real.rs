@@ -14,7 +14,7 @@ use crate::source::{Bytes, FileId, Found, Metadata, Source};
 use crate::view::attr::{Attr, Kind};
 use crate::view::context::Context;
 use crate::view::error::{Error, Result, gone};
-use crate::view::file::{OpenFile, Opened};
+use crate::view::file::{Contents, OpenFile, Opened};
 use crate::view::folder::{Folder, SourceEntry};
 use crate::view::key::{Id, NodeKey};
 use crate::view::node::{Form, Listing, Node};
@@ -221,9 +221,8 @@ impl Opened for OpenReal {
         self.source.file()
     }
 
-    /// Pages of earlier opens are as old as the attributes, with which the kernel
-    /// drops them.
-    fn keeps_pages(&self) -> bool {
-        self.source.version().settled
+    fn contents(&self) -> Option<Contents> {
+        let version = self.source.version();
+        version.settled.then(|| Contents::of(version))
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::output::{Claim, Output};
-use crate::checkpoint::Refusal;
+use crate::checkpoint::{Cause, Refusal};
 use crate::source::{self, Metadata, Version};
 use crate::view::attr::{Attr, Kind};
 use crate::view::context::Context;
@@ -64,12 +64,14 @@ fn node(folder: &Folder, about: &OsStr, metadata: &Metadata, refusal: &Refusal) 
         of: Id::of(&[&version.to_bytes(), &text]),
         part: 0,
     };
-    // It may be read by whoever sees its name: it says nothing of the contents.
-    let attr = Attr {
-        kind: Kind::File,
-        size: text.len() as u64,
-        mode: 0o444,
-        ..Attr::of(Kind::File, metadata)
+    let attr = Attr::of(Kind::File, metadata).sized(text.len() as u64);
+    let attr = match refusal.cause() {
+        // It says nothing of the contents, and is for those too who may not see them.
+        Cause::Unreadable => Attr {
+            mode: 0o444,
+            ..attr
+        },
+        _ => attr,
     };
     let about = folder.location(about).into();
     Node::new(key, attr, Refused { about, text })

@@ -13,7 +13,7 @@ use crate::source::{Bytes, Tree};
 use crate::view::attr::Attr;
 use crate::view::context::Context;
 use crate::view::error::{Error, Result};
-use crate::view::file::{OpenFile, Opened, Pages};
+use crate::view::file::{Contents, OpenFile, Opened, Pages};
 use crate::view::folder::{Derived, Folder, strip_suffix, with};
 use crate::view::key::{Id, NodeKey};
 use crate::view::node::{Form, Node};
@@ -167,8 +167,8 @@ impl Opened for OpenStreamed {
     }
 
     /// What was read before may have been other bytes under the same stamps.
-    fn keeps_pages(&self) -> bool {
-        self.settled
+    fn contents(&self) -> Option<Contents> {
+        self.settled.then_some(Contents::OF_NODE)
     }
 
     fn minds_close(&self) -> bool {

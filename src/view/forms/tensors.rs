@@ -15,7 +15,7 @@ use crate::source::Bytes;
 use crate::view::attr::Attr;
 use crate::view::context::Context;
 use crate::view::error::{Error, Result};
-use crate::view::file::{OpenFile, OpenText, Opened};
+use crate::view::file::{Contents, OpenFile, OpenText, Opened};
 use crate::view::folder::{Derived, Folder, SourceEntry, strip_suffix, with};
 use crate::view::key::{Id, NodeKey};
 use crate::view::node::{Children, Form, Listing, Node};
@@ -329,8 +329,8 @@ impl Opened for StreamedTensor {
         Ok(bytes)
     }
 
-    fn keeps_pages(&self) -> bool {
-        self.settled
+    fn contents(&self) -> Option<Contents> {
+        self.settled.then_some(Contents::OF_NODE)
     }
 }
 
