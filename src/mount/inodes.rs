@@ -154,6 +154,7 @@ impl<N: Keyed, S: BuildHasher> Inodes<N, S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::{Links, LocalTree, Tree};
     use std::hash::{BuildHasherDefault, Hasher};
 
     impl Keyed for &'static str {
@@ -220,6 +221,35 @@ mod tests {
         assert_eq!(inodes.get(number), Some(Named(7, "new")));
         inodes.forget(number, 1);
         assert_eq!(inodes.get(number), None);
+    }
+
+    #[test]
+    fn pages_are_kept_while_they_are_of_what_the_file_holds() {
+        let inodes = Inodes::new("root");
+        let number = inodes.count("file");
+        let dir = tempfile::tempdir().unwrap();
+        let version = |bytes: &str| {
+            std::fs::write(dir.path().join("f"), bytes).unwrap();
+            let tree = LocalTree::open(dir.path(), Links::Anywhere).unwrap();
+            *tree.open("f".as_ref()).unwrap().version()
+        };
+        let [old, new] = ["old", "newer"].map(|bytes| Some(Contents::of(&version(bytes))));
+        let opened = [
+            (old, true),
+            (old, true),
+            (new, false),
+            (new, true),
+            (None, false),
+            (None, false),
+            (new, false),
+            (new, true),
+            (old, false),
+        ];
+        for (step, (contents, kept)) in opened.into_iter().enumerate() {
+            assert_eq!(inodes.keeps_pages(number, contents), kept, "{step}");
+            assert_eq!(inodes.count("file"), number);
+        }
+        assert!(!inodes.keeps_pages(number + 1, old));
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Contents {
     /// Those of a node that never has any others.
     pub(super) const OF_NODE: Contents = Contents(None);
 
-    pub(super) fn of(version: &Version) -> Contents {
+    pub(crate) fn of(version: &Version) -> Contents {
         Contents(Some(Id::of(&[&version.to_bytes()])))
     }
 }

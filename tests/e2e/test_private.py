@@ -6,9 +6,11 @@ values and words than what is public, so one byte of it is seen wherever it come
 
 import functools
 import os
+import pickle
 import re
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -363,6 +365,52 @@ def test_a_copied_index_with_links_to_parts_of_somebody_else(closed, distributed
         contents = as_user(NOBODY, mount_point, lambda: everything_readable("mine"))
         assert not shows_private(contents)
         assert all(name.endswith(".refused.txt") for name in contents)
+
+
+def access_list(path, *entries):
+    """Sets the access control list of a file: tags, permissions and ids as in linux/posix_acl_xattr.h."""
+    packed = b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + packed)
+    except OSError as error:
+        pytest.skip(f"no access control lists in {path.parent}: {error}")
+
+
+def deny(path, user, others):
+    """Everybody may do what `others` says, but for one user, who may do nothing."""
+    nobody = 0xFFFFFFFF
+    entries = ((1, 7, nobody), (2, 0, user), (4, others, nobody), (0x10, others, nobody), (0x20, others, nobody))
+    access_list(path, *entries)
+
+
+def test_access_control_lists_hold_in_the_mount(source, mounted):
+    private(source / "listed")
+    directory = public(source / "closed")
+    (source / "listed").chmod(0o755)
+    for name in ("model.bin", "notes.txt"):
+        (source / "listed" / name).chmod(0o644)
+        deny(source / "listed" / name, NOBODY, 4)
+    (source / "link.txt").symlink_to("closed/notes.txt")
+    deny(directory, NOBODY, 5)
+    with pytest.raises(PermissionError):
+        as_user(NOBODY, source, functools.partial(read, "listed/notes.txt"))
+    with mounted(source, "--allow-other") as mount_point:
+        paths = ("listed/model.safetensors", "listed/model.tensors/weight", "listed/notes.txt", "closed/notes.txt")
+        for path in paths:
+            with pytest.raises(PermissionError):
+                as_user(NOBODY, mount_point, functools.partial(read, path))
+        assert "link.txt.refused.txt" in os.listdir(mount_point)
+        assert "not everybody" in (mount_point / "link.txt.refused.txt").read_text()
+        assert (mount_point / "listed" / "notes.txt").read_bytes() == PRIVATE_WORDS
+
+
+def test_a_refusal_tells_no_more_than_the_file(source, mounted):
+    (source / "m.pt").write_bytes(pickle.dumps(functools.partial(os.getcwd)))
+    (source / "m.pt").chmod(0o600)
+    with mounted(source, "--allow-other") as mount_point:
+        assert "m.pt" in (mount_point / "m.pt.refused.txt").read_text()
+        with pytest.raises(PermissionError):
+            as_user(NOBODY, mount_point, functools.partial(read, "m.pt.refused.txt"))
 
 
 def test_shards_of_one_checkpoint_keep_their_own_rights(source, mounted):

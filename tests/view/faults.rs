@@ -231,6 +231,11 @@ fn the_next_mount_finds_what_the_last_one_knew_by_content() {
     let (else_, shown) = promotion(&other);
     assert_eq!((shown, records()), (safetensors_of(&[5.0, 2.0]), 2));
     assert!(name != else_);
+    // Bytes of a tensor that change in place leave the archive's directory as it was.
+    fill(&second, 1.0);
+    second.replace("m.pt", support::one_vector(&[1.0, 2.0]));
+    let (touched, _) = promotion(&second);
+    assert!(name != touched, "another time of change");
 }
 
 #[test]

@@ -40,7 +40,7 @@ const VERIFIED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// The last use is known to within this much.
 const USE: Duration = Duration::from_secs(60);
 /// Bytes compared at a time.
-const CHUNK: usize = 4 << 20;
+const COMPARED: usize = 256 << 10;
 
 #[derive(Debug)]
 pub struct Store {
@@ -300,19 +300,20 @@ impl Store {
             return Ok(Comparison::Missing);
         };
         let path = self.directory.file(name);
-        let (size, mut wanted) = (reader.plan().size(), Vec::new());
+        let size = reader.plan().size();
+        let (mut wanted, mut found) = (Vec::new(), Vec::new());
         if promoted.source.size() != size {
             return Ok(Comparison::Differs(0));
         }
         let mut at = 0;
         while at < size {
             reader
-                .read_to(at, CHUNK, &mut wanted)
+                .read_to(at, COMPARED, &mut wanted)
                 .map_err(|error| Error::of_source(reader.source().location(), error))?;
-            let found = promoted.source.read_at(at, wanted.len() as u64);
-            match found {
-                Ok(found) if !wanted.is_empty() && found == wanted => at += found.len() as u64,
-                Ok(_) => return Ok(Comparison::Differs(at)),
+            found.resize(wanted.len(), 0);
+            match promoted.source.read_exact_at(&mut found, at) {
+                Ok(()) if !wanted.is_empty() && found == wanted => at += found.len() as u64,
+                Ok(()) => return Ok(Comparison::Differs(at)),
                 Err(source::Error::Io(error)) => return Err(Error::at(&path, error)),
                 Err(_) => return Ok(Comparison::Differs(at)),
             }
