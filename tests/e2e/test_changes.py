@@ -7,6 +7,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -14,6 +16,7 @@ import numpy
 import oracle
 import pytest
 import torch
+from caches import wait_for
 from conftest import derived, read_everything
 from users import NOBODY, as_user, needs_root
 
@@ -337,3 +340,52 @@ def test_copies_out(source, tmp_path, mounted):
     data, _ = oracle.expected(source / "model.bin")
     assert os.listdir(tmp_path / "copy") == ["model.safetensors"]
     assert derived(tmp_path / "copy" / "model.bin").read_bytes() == data
+
+
+LOOK_UP = """
+import os, random, sys
+while True:
+    try:
+        os.stat(f"{sys.argv[1]}/{random.randrange(10**9)}.txt")
+    except FileNotFoundError:
+        pass
+    except OSError:
+        break
+"""
+
+CHANGE = """
+import os, sys, time
+while True:
+    open(sys.argv[1] + "/changing", "w").close()
+    time.sleep(0.01)
+    # The directory is watched again. The kernel may go on answering by itself.
+    os.stat(sys.argv[2])
+"""
+
+
+def test_killed_while_the_source_changes(stfs, tmp_path):
+    """Neither the process nor who waits for an answer hangs, whatever was under way."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(100):
+        (source / f"{number}.txt").write_text("text")
+    for number in range(5):
+        point = tmp_path / f"mount{number}"
+        point.mkdir()
+        stfs.run("mount", source, point)
+        pid = int(os.getxattr(point, "user.stfs.pid"))
+        programs = [(LOOK_UP, point), (LOOK_UP, point), (CHANGE, source, point)]
+        clients = [
+            subprocess.Popen([sys.executable, "-c", *map(str, program)], stderr=subprocess.DEVNULL)
+            for program in programs
+        ]
+        time.sleep(0.7)
+        os.kill(pid, signal.SIGKILL)
+        try:
+            for client in clients[:2]:
+                client.wait(timeout=10)
+            wait_for(lambda pid=pid: not os.path.exists(f"/proc/{pid}") or not os.listdir(f"/proc/{pid}/fd"), 10)
+        finally:
+            for client in clients:
+                client.kill()
+            stfs.run("umount", point)
