@@ -34,4 +34,4 @@ def run(bench):
             times[VERIFY].append(reads.seconds(stfs.run, command, bench.stfs.environment(cache)))
     rows = report.rows("s", times)
     ratio = report.ratio("stfs cache verify / reading", rows[VERIFY], rows[READ])
-    report.goal(f"cache verify of {len(model.checkpoints)} checkpoints / reading both files", at_most(3), ratio)
+    report.goal(f"cache verify of {len(model.checkpoints)} checkpoints / reading both files", at_most(1.5), ratio)

@@ -2,17 +2,21 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 use indicatif::BinaryBytes;
+use rayon::prelude::*;
 use serde_json::json;
 
 use super::cache_options::CacheOptions;
 use super::{Failure, conversions, say};
 use crate::cache::{self, Comparison, Evicted, Item, Name, Store};
 use crate::view::View;
+
+/// Files that are checked before what was found is printed.
+const AT_ONCE: usize = 64;
 
 /// Look at the cache, check it, empty it
 #[derive(Subcommand)]
@@ -131,25 +135,29 @@ fn verify(arguments: &Verify) -> Result<(), Failure> {
     let store = arguments.common.cache.store(None)?;
     let mut damaged = 0;
     let mut report = Vec::new();
-    let mut views = HashMap::new();
-    for item in store.list()? {
-        let state = match check(&store, &item, arguments.root.as_deref(), &mut views)? {
-            Some(Comparison::Same) => "sound",
-            Some(Comparison::Missing) => "gone",
-            Some(Comparison::Differs(_)) => {
-                damaged += 1;
-                store.evict(&item.name)?;
-                "differs"
+    let views = Mutex::default();
+    let check = |item| check(&store, item, arguments.root.as_deref(), &views);
+    for items in store.list()?.chunks(AT_ONCE) {
+        let found: Vec<_> = items.par_iter().map(check).collect();
+        for (item, found) in items.iter().zip(found) {
+            let state = match found? {
+                Some(Comparison::Same) => "sound",
+                Some(Comparison::Missing) => "gone",
+                Some(Comparison::Differs(_)) => {
+                    damaged += 1;
+                    store.evict(&item.name)?;
+                    "differs"
+                }
+                // Nothing that a mount would show is made from it any more.
+                None => "unknown",
+            };
+            if arguments.common.json {
+                let mut entry = as_json(item);
+                entry["verdict"] = state.into();
+                report.push(entry);
+            } else {
+                println!("{state:<8}  {}", item.source.display());
             }
-            // Nothing that a mount would show is made from it any more.
-            None => "unknown",
-        };
-        if arguments.common.json {
-            let mut entry = as_json(&item);
-            entry["verdict"] = state.into();
-            report.push(entry);
-        } else {
-            println!("{state:<8}  {}", item.source.display());
         }
     }
     if arguments.common.json {
@@ -167,17 +175,20 @@ fn check(
     store: &Store,
     item: &Item,
     root: Option<&str>,
-    views: &mut HashMap<PathBuf, Arc<View>>,
+    views: &Mutex<HashMap<PathBuf, Arc<View>>>,
 ) -> Result<Option<Comparison>, Failure> {
     let Some(directory) = item.source.parent() else {
         return Ok(None);
     };
-    let view = match views.get(directory) {
-        Some(view) => view.clone(),
-        None => match conversions::view_of(directory, root.map(str::to_string)) {
-            Ok(view) => views.entry(directory.into()).or_insert(view).clone(),
-            Err(_) => return Ok(None),
-        },
+    let view = {
+        let mut views = views.lock().unwrap_or_else(PoisonError::into_inner);
+        match views.get(directory) {
+            Some(view) => view.clone(),
+            None => match conversions::view_of(directory, root.map(str::to_string)) {
+                Ok(view) => views.entry(directory.into()).or_insert(view).clone(),
+                Err(_) => return Ok(None),
+            },
+        }
     };
     match conversions::conversion(&view, &item.source) {
         Ok(conversion) if conversion.name == item.name => {

@@ -68,10 +68,10 @@ enum Failure {
     /// It was asked for something that makes no sense. Exit status 2.
     Usage(String),
     /// It could not be done. Exit status 1.
-    Failed(Box<dyn Error>),
+    Failed(Box<dyn Error + Send + Sync>),
 }
 
-impl<E: Error + 'static> From<E> for Failure {
+impl<E: Error + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         Failure::Failed(Box::new(error))
     }
