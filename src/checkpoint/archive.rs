@@ -74,13 +74,8 @@ pub fn check_headers(
     let entries = entries.iter();
     let entries = entries.filter(|entry| entry.is_predicted && entry.companion == companion);
     let entries: Vec<_> = entries.collect();
-    let ranges = entries.iter().map(|entry| {
-        let range = local::range(entry.header, &entry.name);
-        match range.end <= file.size() {
-            true => Ok(range),
-            false => Err(local::missing(&entry.name)),
-        }
-    });
+    let ranges = entries.iter();
+    let ranges = ranges.map(|entry| local::range(entry.header, &entry.name, file.size()));
     let ranges = match ranges.collect::<Result<Vec<_>, Refusal>>() {
         Ok(ranges) => ranges,
         Err(refusal) => return Ok(Some(refusal)),

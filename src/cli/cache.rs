@@ -1,6 +1,7 @@
 //! `stfs cache`: what is kept, and taking it away.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -182,10 +183,11 @@ fn check(
     };
     let view = {
         let mut views = views.lock().unwrap_or_else(PoisonError::into_inner);
-        match views.get(directory) {
-            Some(view) => view.clone(),
-            None => match conversions::view_of(directory, root.map(str::to_string)) {
-                Ok(view) => views.entry(directory.into()).or_insert(view).clone(),
+        match views.entry(directory.into()) {
+            Entry::Occupied(view) => view.get().clone(),
+            Entry::Vacant(place) => match conversions::view_of(directory, root.map(str::to_string))
+            {
+                Ok(view) => place.insert(view).clone(),
                 Err(_) => return Ok(None),
             },
         }

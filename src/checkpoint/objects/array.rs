@@ -137,7 +137,7 @@ impl<'p, S: Storages> Torch<'p, S> {
         if call.kind != CallKind::Reduce || !call.appended.is_empty() || !call.items.is_empty() {
             return Err(unknown());
         }
-        match (maker, args, &*call.state) {
+        let (dtype, shape, order, data) = match (maker, args, &*call.state) {
             (Maker::Reconstruct, [class, _, _], [state]) => {
                 let class = pickle.global(*class).ok_or_else(unknown)?;
                 if !matches!(class, ("numpy", "ndarray" | "memmap")) {
@@ -152,12 +152,7 @@ impl<'p, S: Storages> Torch<'p, S> {
                     (Object::Bool(true), _) | (_, Some(1)) => Order::Columns,
                     _ => return Err(unknown()),
                 };
-                Ok(Written {
-                    dtype: *dtype,
-                    shape: *shape,
-                    order,
-                    data: Some(*data),
-                })
+                (dtype, shape, order, data)
             }
             (Maker::FromBuffer, [data, dtype, shape, order, axes @ ..], []) => {
                 let order = match (pickle.as_str(*order), axes) {
@@ -170,16 +165,17 @@ impl<'p, S: Storages> Torch<'p, S> {
                     }
                     _ => return Err(unknown()),
                 };
-                Ok(Written {
-                    dtype: *dtype,
-                    shape: *shape,
-                    order,
-                    data: Some(*data),
-                })
+                (dtype, shape, order, data)
             }
-            (Maker::Masked, ..) => Err(unsupported("it is an array with a mask")),
-            _ => Err(unknown()),
-        }
+            (Maker::Masked, ..) => return Err(unsupported("it is an array with a mask")),
+            _ => return Err(unknown()),
+        };
+        Ok(Written {
+            dtype: *dtype,
+            shape: *shape,
+            order,
+            data: Some(*data),
+        })
     }
 
     /// Where the bytes of an array lie, which should be `len`. Each array has a

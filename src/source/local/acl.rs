@@ -16,16 +16,12 @@ const ALL: u16 = 0o7;
 
 /// What everybody but the owner of `file` may do at least, whoever he is.
 pub fn least(file: &impl AsFd) -> u16 {
-    let mut list = [0; MOST];
-    let found = getxattr(path(file), LIST, &mut list);
-    least_of(found.map(|len| list.get(..len).unwrap_or_default()))
+    least_of(|list| getxattr(path(file), LIST, list))
 }
 
 /// The same of the entry `name` of a directory, which is no link.
 pub fn least_at(directory: &impl AsFd, name: &OsStr) -> u16 {
-    let mut list = [0; MOST];
-    let found = lgetxattr(path(directory).join(name), LIST, &mut list);
-    least_of(found.map(|len| list.get(..len).unwrap_or_default()))
+    least_of(|list| lgetxattr(path(directory).join(name), LIST, list))
 }
 
 /// A name that also works for descriptors that cannot be read from.
@@ -33,9 +29,11 @@ fn path(file: &impl AsFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()).into()
 }
 
-fn least_of(list: Result<&[u8], Errno>) -> u16 {
-    match list {
-        Ok(list) => parse(list).unwrap_or(0),
+/// By the list that `read` writes into a buffer, and the length of which it gives.
+fn least_of(read: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) -> u16 {
+    let mut list = [0; MOST];
+    match read(&mut list) {
+        Ok(len) => list.get(..len).and_then(parse).unwrap_or(0),
         // There is none, or no such thing here.
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => ALL,
         Err(_) => 0,
@@ -87,9 +85,15 @@ mod tests {
 
     #[test]
     fn what_is_no_list_permits_nothing() {
-        assert_eq!(least_of(Ok(b"")), 0);
-        assert_eq!(least_of(Ok(&list(&[(4, 4)])[..9])), 0);
-        assert_eq!(least_of(Err(Errno::RANGE)), 0);
-        assert_eq!(least_of(Err(Errno::NODATA)), 7);
+        let least_of_list = |list: &[u8]| {
+            least_of(|buffer| {
+                buffer[..list.len()].copy_from_slice(list);
+                Ok(list.len())
+            })
+        };
+        assert_eq!(least_of_list(b""), 0);
+        assert_eq!(least_of_list(&list(&[(4, 4)])[..9]), 0);
+        assert_eq!(least_of(|_| Err(Errno::RANGE)), 0);
+        assert_eq!(least_of(|_| Err(Errno::NODATA)), 7);
     }
 }

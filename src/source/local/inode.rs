@@ -135,6 +135,16 @@ impl Inode {
         }
     }
 
+    /// Which bytes the file holds, if it is `file` with the number of this inode.
+    pub fn version(&self, file: FileId) -> Version {
+        let file = FileId {
+            inode: self.number,
+            ..file
+        };
+        let now = SystemTime::now();
+        Version::new(file, self.size, self.modified, self.changed, now)
+    }
+
     /// `path`: that of the file from the root of its tree.
     pub fn metadata(&self, system: System, path: &Path) -> Metadata {
         let system = match system {
@@ -147,13 +157,7 @@ impl Inode {
             system => system,
         };
         Metadata {
-            version: Version::new(
-                FileId::new(system, self.number, path),
-                self.size,
-                self.modified,
-                self.changed,
-                SystemTime::now(),
-            ),
+            version: self.version(FileId::new(system, self.number, path)),
             rights: Rights::new(self.uid, self.gid, self.mode),
             accessed: self.accessed,
         }

@@ -98,10 +98,7 @@ impl LocalTree {
         directory: Arc<OwnedFd>,
         is_direct: bool,
     ) -> io::Result<LocalTree> {
-        let inode = match root.links {
-            Links::Anywhere => Inode::of(&directory)?,
-            Links::Inside => Inode::of(&directory)?.restricted(acl::least(&directory)),
-        };
+        let inode = root.inode_of(&directory)?;
         let system = inode.system(&directory)?;
         Ok(LocalTree {
             metadata: inode.metadata(system, &path),
@@ -153,20 +150,11 @@ impl LocalTree {
             Err(Stop::Obstacle(obstacle)) => return blocked(obstacle),
             Err(Stop::Io(error)) => return Err(error),
         };
-        let inode = self.inode_of(&file)?;
+        let inode = self.root.inode_of(&file)?;
         if inode.kind == Kind::Directory && self.lies_in(&inode) {
             return blocked(Obstacle::Upwards);
         }
         self.found(name, &inode, || Ok(file))
-    }
-
-    /// What an open file says, with the rights that matter to others if they read the tree.
-    fn inode_of(&self, file: &impl AsFd) -> io::Result<Inode> {
-        let inode = Inode::of(file)?;
-        Ok(match self.root.links {
-            Links::Anywhere => inode,
-            Links::Inside => inode.restricted(acl::least(file)),
-        })
     }
 
     /// Whether this directory is the one with the inode `directory` or leads through
@@ -292,17 +280,17 @@ impl Tree for LocalTree {
         };
         match inode.kind {
             Kind::Link => self.behind(name, &inode),
-            Kind::File | Kind::Directory if self.root.links == Links::Inside => {
-                let inode = inode.restricted(acl::least_at(&self.directory, name));
+            _ => {
+                let least = || acl::least_at(&self.directory, name);
+                let inode = self.root.shared(inode, least);
                 self.found(name, &inode, || resolve::hold(&self.directory, name))
             }
-            _ => self.found(name, &inode, || resolve::hold(&self.directory, name)),
         }
     }
 
     fn open(&self, name: &OsStr) -> io::Result<Source> {
         let file = self.open_file(name)?;
-        let inode = self.inode_of(&file)?;
+        let inode = self.root.inode_of(&file)?;
         let Found::File(metadata) = self.found(name, &inode, || file.try_clone())? else {
             return Err(io::Error::other("not a regular file"));
         };

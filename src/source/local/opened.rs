@@ -4,14 +4,14 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
-use std::time::SystemTime;
 
 use memmap2::{Mmap, MmapOptions, UncheckedAdvice};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use crate::source::{Error, FileId, Mapped, Ranges, Result, Version};
+use super::inode::Inode;
+use crate::source::{Error, Mapped, Ranges, Result, Version};
 
 #[derive(Debug)]
 pub struct Opened {
@@ -55,18 +55,7 @@ impl Ranges for Opened {
     }
 
     fn version(&self) -> io::Result<Version> {
-        let now = self.file.metadata()?;
-        let file = FileId {
-            inode: now.ino(),
-            ..self.version.file
-        };
-        Ok(Version::new(
-            file,
-            now.size(),
-            (now.mtime(), now.mtime_nsec()),
-            (now.ctime(), now.ctime_nsec()),
-            SystemTime::now(),
-        ))
+        Ok(Inode::of(&self.file)?.version(self.version.file))
     }
 
     fn mapped(&self, offset: u64, len: usize) -> Option<Mapped<'_>> {

@@ -2,7 +2,7 @@
 //! the directory or its file system goes away.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +11,7 @@ use nix::sys::stat::Mode;
 use nix::sys::statfs::fstatfs;
 
 use super::Links;
+use super::acl;
 use super::inode::Inode;
 use super::place::Place;
 use crate::source::System;
@@ -107,6 +108,20 @@ impl Root {
             current.take_if(|current| std::ptr::eq(&**current, held));
         }
         gone
+    }
+
+    /// What an open file says, with the rights that it leaves to those who read the tree.
+    pub fn inode_of(&self, file: &impl AsFd) -> io::Result<Inode> {
+        Ok(self.shared(Inode::of(file)?, || acl::least(file)))
+    }
+
+    /// `inode` with the rights that it leaves to those who read the tree: `least` tells
+    /// what an access control list leaves to them.
+    pub fn shared(&self, inode: Inode, least: impl FnOnce() -> u16) -> Inode {
+        match self.links {
+            Links::Anywhere => inode,
+            Links::Inside => inode.restricted(least()),
+        }
     }
 
     fn stands_at_path(&self, root: &Held) -> bool {

@@ -43,9 +43,14 @@ pub fn predict(entry: &Listed, next: u64) -> Option<u64> {
     (end.checked_add(descriptor) == Some(next)).then_some(data)
 }
 
-/// The header at `header`, as far as the name in it, which is `name`.
-pub fn range(header: u64, name: &str) -> Range<u64> {
-    header..header.saturating_add(FIXED + name.len() as u64)
+/// The header at `header`, as far as the name in it, which is `name`. It has to lie
+/// inside the `size` bytes of its file.
+pub fn range(header: u64, name: &str, size: u64) -> Result<Range<u64>, Refusal> {
+    let end = header.saturating_add(FIXED + name.len() as u64);
+    match end <= size {
+        true => Ok(header..end),
+        false => Err(missing(name)),
+    }
 }
 
 /// How many bytes there are from the start of `bytes`, the header of the entry
@@ -89,7 +94,7 @@ pub fn check(bytes: &[u8], name: &str, method: Method, predicted: u64) -> Result
     }
 }
 
-pub fn missing(name: &str) -> Refusal {
+fn missing(name: &str) -> Refusal {
     malformed(format!(
         "entry `{}` of the zip archive has no local header",
         shown(name)

@@ -109,11 +109,7 @@ impl<'a> Archive<'a> {
     /// entries whose data are not where torch would have put them. Where that costs
     /// little, those of all.
     pub fn read(source: Span<'a>) -> Result<Archive<'a>> {
-        let predict: Predict = match source.is_near() {
-            true => |_, _| None,
-            false => local::predict,
-        };
-        let (tail, directory, entries) = entries(source, predict)?;
+        let (tail, directory, entries) = entries(source, !source.is_near())?;
         let names = unique_names(&entries)?;
         Ok(Archive {
             source,
@@ -176,19 +172,17 @@ impl<'a> Archive<'a> {
 /// The entries of `source`, none of which shares a byte with another, by all local
 /// headers. Two may have one name.
 pub fn list(source: Span) -> Result<Vec<ZipEntry>> {
-    let (_, _, entries) = entries(source, |_, _| None)?;
+    let (_, _, entries) = entries(source, false)?;
     Ok(entries)
 }
 
-/// Where the data of an entry begin, as far as that can be told from where the next
-/// thing begins.
-type Predict = fn(&Listed, u64) -> Option<u64>;
-
-fn entries(source: Span, predict: Predict) -> Result<(Tail, CentralDirectory, Vec<ZipEntry>)> {
+/// Reads the central directory, and the local headers of all entries or, if the others
+/// are predicted, of those alone that cannot be.
+fn entries(source: Span, predicts: bool) -> Result<(Tail, CentralDirectory, Vec<ZipEntry>)> {
     let mut tail = Tail::read(source)?;
     let directory = CentralDirectory::find(&tail)?;
     let listed = directory.list(&mut tail)?;
-    let data = data(source, &tail, &directory, &listed, predict)?;
+    let data = data(source, &tail, &directory, &listed, predicts)?;
     let mut entries = Vec::with_capacity(listed.len());
     let mut extents = Vec::with_capacity(listed.len());
     for (entry, (data, is_predicted)) in listed.into_iter().zip(data) {
@@ -225,7 +219,7 @@ fn data(
     tail: &Tail,
     directory: &CentralDirectory,
     listed: &[Listed],
-    predict: Predict,
+    predicts: bool,
 ) -> Result<Vec<(u64, bool)>> {
     let mut order: Vec<usize> = (0..listed.len()).collect();
     order.sort_unstable_by_key(|number| listed[*number].header);
@@ -234,18 +228,14 @@ fn data(
     for (at, &number) in order.iter().enumerate() {
         let next = order.get(at + 1);
         let next = next.map_or(directory.offset, |next| listed[*next].header);
-        match predict(&listed[number], next) {
-            Some(start) => data[number].0 = start,
-            None => others.push(number),
+        match local::predict(&listed[number], next) {
+            Some(start) if predicts => data[number].0 = start,
+            _ => others.push(number),
         }
     }
     let ranges = others.iter().map(|number| {
         let entry = &listed[*number];
-        let range = local::range(entry.header, &entry.name);
-        match range.end <= source.size() {
-            true => Ok(range),
-            false => Err(local::missing(&entry.name)),
-        }
+        local::range(entry.header, &entry.name, source.size())
     });
     let ranges = ranges.collect::<std::result::Result<Vec<_>, Refusal>>()?;
     let headers = source::read_many(&ranges, |offset, len| match tail.held(offset, len) {
