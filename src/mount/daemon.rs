@@ -1,7 +1,7 @@
 //! The process behind a mount: from the checks to the last request.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::panic;
@@ -220,21 +220,11 @@ impl Prepared {
 
         let device = device::attach(place, &attributes)?;
         let mounted = Mounted::find(place);
-        let notified = device.try_clone().map(File::from);
-        let (watcher, woken) = notified
-            .as_ref()
-            .is_ok_and(|device| forget::names(device).is_ok())
-            .then(Watcher::new)
-            .transpose()
-            .inspect_err(|why| warn!("changes of the source are not watched: {why}"))
-            .unwrap_or_default()
-            .unzip();
-        if let (Some(watcher), Some(incoming)) = (&watcher, &incoming) {
-            let watched = make(incoming).and_then(|()| watcher.concerns_all(incoming));
-            if let Err(why) = watched {
-                debug!("{}: not watched: {why}", incoming.display());
-            }
-        }
+        let unwatched = |why: io::Error| warn!("changes of the source are not watched: {why}");
+        let watching = device.try_clone();
+        let watching = watching.and_then(|device| watching_by(device.into(), incoming));
+        let watching = watching.map_err(unwatched).ok().flatten();
+        let watcher = watching.as_ref().map(|it| it.watcher.clone());
         let adapter = Adapter::new(view.clone(), watcher.clone());
         let adapter = adapter.map_err(|error| {
             mounted.clear();
@@ -253,13 +243,10 @@ impl Prepared {
             failed("agree with the kernel")(why)
         })?;
         prefaulter.start(session.notifier());
-        if let (Some(watcher), Some(woken)) = (&watcher, woken) {
-            let started = notified.and_then(|device| {
-                watcher.start(woken, &self.source, Kernel::new(session.notifier(), device))
-            });
-            if let Err(why) = started {
-                warn!("changes of the source are not watched: {why}");
-            }
+        if let Some(it) = watching {
+            let kernel = Kernel::new(session.notifier(), it.device);
+            let started = it.watcher.start(it.woken, &self.source, kernel);
+            let _ = started.map_err(unwatched);
         }
         let requests = thread::spawn(move || {
             let result = session.run();
@@ -305,6 +292,34 @@ impl Prepared {
             }
         }
     }
+}
+
+/// A watcher that is not started yet.
+struct Watching {
+    watcher: Arc<Watcher>,
+    woken: PipeReader,
+    /// Behind it is the kernel that is told to forget.
+    device: File,
+}
+
+/// None where the kernel cannot be told to forget. `incoming` is where the cache writes
+/// converted files.
+fn watching_by(device: File, incoming: Option<PathBuf>) -> io::Result<Option<Watching>> {
+    if forget::names(&device).is_err() {
+        return Ok(None);
+    }
+    let (watcher, woken) = Watcher::new()?;
+    if let Some(incoming) = incoming {
+        let watched = make(&incoming).and_then(|()| watcher.concerns_all(&incoming));
+        if let Err(why) = watched {
+            debug!("{}: not watched: {why}", incoming.display());
+        }
+    }
+    Ok(Some(Watching {
+        watcher,
+        woken,
+        device,
+    }))
 }
 
 /// The mount of this process.
