@@ -1,5 +1,8 @@
 //! The tree over a source directory, without a mount.
 
+#[allow(dead_code)]
+#[path = "checkpoint/archive.rs"]
+mod archive;
 #[path = "view/faults.rs"]
 mod faults;
 #[path = "view/links.rs"]

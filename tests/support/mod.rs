@@ -93,7 +93,8 @@ pub fn tied(names: &[&str], values: &[f32]) -> Vec<u8> {
     checkpoint(&tensors, &[Storage::floats(values.iter().copied())])
 }
 
-fn pickle(tensors: &[Tensor], storages: &[Storage]) -> Vec<u8> {
+/// The pickle in it.
+pub fn pickle(tensors: &[Tensor], storages: &[Storage]) -> Vec<u8> {
     let mut out = b"\x80\x02}(".to_vec();
     for tensor in tensors {
         let storage = &storages[tensor.storage];

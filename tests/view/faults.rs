@@ -11,6 +11,7 @@ use stfs::source::memory::MemoryTree;
 use stfs::source::{Obstacle, Rights, System};
 use stfs::view::{Error, Options, View};
 
+use super::archive::Archive;
 use super::{bytes, find, is_missing, names, read, safetensors_of, support, text};
 
 fn view(tree: &MemoryTree) -> View {
@@ -236,6 +237,42 @@ fn the_next_mount_finds_what_the_last_one_knew_by_content() {
     second.replace("m.pt", support::one_vector(&[1.0, 2.0]));
     let (touched, _) = promotion(&second);
     assert!(name != touched, "another time of change");
+}
+
+/// An archive whose second tensor has another name in its local header, which nobody
+/// looks at before its bytes are read.
+fn misnamed() -> Vec<u8> {
+    let storages = [[1.0], [2.0]].map(support::Storage::floats);
+    let tensors = [("a", 0), ("b", 1)].map(|(name, storage)| support::Tensor {
+        name,
+        storage,
+        offset: 0,
+        shape: &[1],
+        strides: &[1],
+    });
+    let pickle = support::pickle(&tensors, &storages);
+    let [first, second] = storages.each_ref().map(|storage| &*storage.bytes);
+    let mut archive = Archive::torch(&pickle, &[("0", first), ("1", second)]);
+    let mut entries = archive.entries.iter_mut();
+    let entry = entries.find(|entry| entry.name == b"model/data/1");
+    entry.unwrap().local_name = Some(b"nodel/data/1".to_vec());
+    archive.bytes()
+}
+
+#[test]
+fn what_a_read_found_is_known_to_the_next_mount() {
+    let cache = tempfile::tempdir().unwrap();
+    let (first, second) = (mounted(1), mounted(2));
+    for tree in [&first, &second] {
+        tree.write("m.pt", misnamed());
+    }
+    let view = with_cache(&first, cache.path());
+    let node = find(&view, "m.safetensors").unwrap();
+    assert!(read(&view.open(&node).unwrap()).is_err());
+    assert_eq!(names_of(&view), ["m.pt.refused.txt"]);
+    let next = with_cache(&second, cache.path());
+    assert_eq!(names_of(&next), ["m.pt.refused.txt"]);
+    assert!(text(&next, "m.pt.refused.txt").contains("another name"));
 }
 
 #[test]

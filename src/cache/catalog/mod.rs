@@ -293,6 +293,13 @@ impl Catalog {
                 None => self.identify(subject, key, None)?,
             };
             known.identity = Some(identity);
+            if let Err(refusal) = &size
+                && !known.recorded
+            {
+                // It may have been found while the file was read.
+                let outcome = Err(Refusal::clone(refusal));
+                self.learn(subject, key, &identity, known, &outcome, &Body::default());
+            }
             Ok(size.map(|size| Converted { size, identity }))
         })
     }
