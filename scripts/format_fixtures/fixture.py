@@ -3,6 +3,7 @@
     about     what the file is
     loader    what found the tensors in it
     root      the path whose tensors these are, where one is asked for (`--root`)
+    weights   the path whose tensors these are, where it is the one value that holds weights, or the one taken first
     tensors   name, safetensors' name of the dtype, shape, and SHA-256 of the bytes, row by row, little-endian
     tied      the names that are not written because another stands for the very same tensor: name -> that one
     refused   instead of the two above: words that the reason for not converting the file must contain
@@ -92,13 +93,16 @@ class Fixtures:
     def path(self, name):
         return self.directory / f"{self.prefix}-{name}"
 
-    def expect(self, name, about, loaded, root=None):
-        """`loaded` is what the format's loader makes of the file called `name`."""
-        tensors, tied = describe(named_tensors(loaded, root))
+    def expect(self, name, about, loaded, root=None, weights=None, called=None):
+        """`loaded` is what the format's loader makes of the file called `name`; the tensor at `weights` is `called` so."""
+        named = named_tensors(loaded, root or weights)
+        tensors, tied = describe([(called, tensor) for _, tensor in named] if called else named)
         assert tensors, f"{name} holds no tensors"
         entry = {"about": about, "loader": self.loader}
         if root is not None:
             entry["root"] = root
+        if weights is not None:
+            entry["weights"] = weights
         self._write(f"{name}.{root}" if root else name, name, {**entry, "tensors": tensors, "tied": tied})
 
     def refuse(self, name, about, *words, inert=False):

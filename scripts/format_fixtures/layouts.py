@@ -11,11 +11,11 @@ from fixture import Fixtures
 FIXTURES = Fixtures(f"torch.load(weights_only=False) of torch {torch.__version__.split('+')[0]}")
 
 
-def save(name, about, value, roots=(), legacy=False):
+def save(name, about, value, roots=(), legacy=False, **weights):
     path = FIXTURES.path(name)
     torch.save(value, path, _use_new_zipfile_serialization=not legacy)
     loaded = torch.load(path, weights_only=False)
-    FIXTURES.expect(name, about, loaded)
+    FIXTURES.expect(name, about, loaded, **weights)
     for root in roots:
         FIXTURES.expect(name, f"{about}: {root}", loaded, root)
 
@@ -51,12 +51,14 @@ def main():
         "amp_scaler": {"scale": 65536.0},
     }
     save("timm.pth", "timm's training script", timm, roots=["state_dict_ema"])
-    save("whisper.pt", "Whisper", {"dims": {"n_mels": 80}, "model_state_dict": weights("encoder.conv1.weight")})
+    whisper = {"dims": {"n_mels": 80}, "model_state_dict": weights("encoder.conv1.weight")}
+    save("whisper.pt", "Whisper", whisper, weights="model_state_dict")
     save("sam.pth", "SAM: flat", weights("image_encoder.pos_embed", "mask_decoder.iou_token.weight"))
     esrgan = {"params": weights("conv_first.weight"), "params_ema": weights("conv_first.weight")}
-    save("esrgan.pth", "ESRGAN", esrgan, roots=["params_ema"])
+    save("esrgan.pth", "ESRGAN", esrgan, roots=["params_ema"], weights="params_ema")
     halves = {name: tensor.half() for name, tensor in weights("enc_p.emb_phone.weight").items()}
-    save("rvc.pth", "RVC", {"weight": halves, "config": [1025, [3, 7]], "info": "20epoch", "sr": "40k", "f0": 1})
+    rvc = {"weight": halves, "config": [1025, [3, 7]], "info": "20epoch", "sr": "40k", "f0": 1}
+    save("rvc.pth", "RVC", rvc, weights="weight")
     deepspeed = {
         "module": weights("transformer.wte.weight", "transformer.h.0.ln_1.weight"),
         "buffer_names": ["transformer.h.0.attn.bias"],
@@ -75,13 +77,18 @@ def main():
         "ds_config": {"zero_optimization": {"stage": 1}},
         "ds_version": "0.14.0",
     }
-    save("deepspeed-mp_rank_00_model_states.pt", "DeepSpeed, ZeRO stage 1", deepspeed, roots=["module"])
+    about = "DeepSpeed, ZeRO stage 1"
+    save("deepspeed-mp_rank_00_model_states.pt", about, deepspeed, roots=["module"], weights="module")
     embedding = {"string_to_token": {"*": 265}, "name": "style", "step": 99}
-    save("a1111-embedding.pt", "an embedding of A1111", {**embedding, "string_to_param": {"*": torch.randn(2, 8)}})
+    inversion = {"weights": "string_to_param", "called": "style"}
+    a1111 = {**embedding, "string_to_param": {"*": torch.randn(2, 8)}}
+    save("a1111-embedding.pt", "an embedding of A1111", a1111, **inversion)
     parameters = nn.ParameterDict({"*": torch.randn(2, 8)})
-    save("textual-inversion.pt", "an embedding of textual inversion", {**embedding, "string_to_param": parameters})
+    about = "an embedding of textual inversion"
+    save("textual-inversion.pt", about, {**embedding, "string_to_param": parameters}, **inversion)
     nested = {"generator": {"blocks": [weights("w"), weights("w")]}, "discriminator": None, "iteration": 3}
-    save("gan.pt", "networks in dictionaries and lists", nested, roots=["generator", "generator.blocks.1"])
+    roots = ["generator", "generator.blocks.1"]
+    save("gan.pt", "networks in dictionaries and lists", nested, roots=roots, weights="generator")
 
 
 main()

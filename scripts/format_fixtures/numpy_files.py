@@ -116,7 +116,7 @@ def caffe2():
     FIXTURES.path("caffe2.pkl").write_bytes(pickler.out)
     loaded = pickle.loads(pickler.out, encoding="latin-1")
     about = "Caffe2's model zoo: byte strings of Python 2 (pickle.load, encoding latin-1)"
-    FIXTURES.expect("caffe2.pkl", about, loaded)
+    FIXTURES.expect("caffe2.pkl", about, loaded, weights="blobs")
 
 
 def main():

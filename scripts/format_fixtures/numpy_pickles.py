@@ -10,12 +10,12 @@ FIXTURES = Fixtures(f"pickle.load with numpy {np.__version__}")
 DTYPES = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "c8", "c16"]
 
 
-def dump(name, about, value, protocol=4, refused=None):
+def dump(name, about, value, protocol=4, refused=None, weights=None):
     FIXTURES.path(name).write_bytes(pickle.dumps(value, protocol))
     if refused is not None:
         FIXTURES.refuse(name, about, *refused)
     else:
-        FIXTURES.expect(name, about, pickle.loads(FIXTURES.path(name).read_bytes()))
+        FIXTURES.expect(name, about, pickle.loads(FIXTURES.path(name).read_bytes()), weights=weights)
 
 
 def values(dtype, shape=(2, 3)):
@@ -66,7 +66,7 @@ def main():
         dump(f"{name}.pkl", about, {"good": good, "bad_one": array}, refused=["bad_one"])
     weights = {"backbone.stem.weight": values("<f4"), "head.bias": values("<f4", (3,))}
     detectron = {"model": weights, "__author__": "Model Zoo", "matching_heuristics": True}
-    dump("detectron2.pkl", "detectron2's model zoo", detectron, 2)
+    dump("detectron2.pkl", "detectron2's model zoo", detectron, 2, weights="model")
 
 
 main()

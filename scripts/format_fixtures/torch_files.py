@@ -261,7 +261,8 @@ def main():
         tensors["half"] = torch.arange(3).half()
         FIXTURES.path(name).write_bytes(pickle.dumps({"model": tensors, "epoch": 3}, protocol))
         loaded = pickle.loads(FIXTURES.path(name).read_bytes())
-        FIXTURES.expect(name, f"tensors in pickle.dump of protocol {protocol}: a torch stream for each storage", loaded)
+        about = f"tensors in pickle.dump of protocol {protocol}: a torch stream for each storage"
+        FIXTURES.expect(name, about, loaded, weights="model")
 
     if NEW:
         buffer = io.BytesIO()

@@ -1,10 +1,14 @@
 //! The contents of a checkpoint: its tensors and what stands beside them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::archive::ArchiveEntry;
 use super::companions::Companion;
 use super::layout::{Layout, Note};
+use super::ledger::LeftOut;
 use super::refusal::{Cause, Refusal};
 use super::storage::Storage;
 use super::tensor::Tensor;
@@ -25,6 +29,10 @@ pub struct Checkpoint {
     pub others: Vec<Other>,
     /// How many more of them there are.
     pub unlisted: u64,
+    /// Tensor bytes that are not among the tensors, and by which rule.
+    pub left_out: Vec<LeftOut>,
+    /// Dotted paths of other values that hold weights.
+    pub roots: Vec<String>,
     /// Entries for the metadata of the converted file: what it takes to undo what
     /// safetensors could not say as it was.
     pub notes: Vec<(String, String)>,
@@ -41,7 +49,7 @@ pub struct Other {
     pub repr: String,
     /// The whole of a number or text at the top of what was walked.
     #[serde(with = "wire::json")]
-    pub value: Option<serde_json::Value>,
+    pub value: Option<Value>,
 }
 
 /// Tensors and values of a checkpoint, before their storages are known.
@@ -51,6 +59,13 @@ pub struct Contents {
     pub others: Vec<Other>,
     /// How many more there are.
     pub unlisted: u64,
+    /// Tensor bytes that are not among the tensors, and by which rule.
+    pub left_out: Vec<LeftOut>,
+    /// The dotted path below which the tensors were found, where that is not what
+    /// convert.py takes too.
+    pub root: Option<String>,
+    /// Dotted paths of other values that hold weights.
+    pub roots: Vec<String>,
     /// What tensors were before they were written in another way, by name.
     pub notes: Vec<(String, Note)>,
 }
@@ -79,25 +94,41 @@ impl Contents {
         Ok(())
     }
 
+    /// What it takes to undo the conversion: how tensors were written, by name; where
+    /// they were, and how many bytes each rule left out. No name of a tensor that is
+    /// written in another way begins with `@`: it would be hidden by one of these.
+    fn metadata(&self) -> serde_json::Map<String, Value> {
+        let notes = self.notes.iter();
+        let mut metadata: serde_json::Map<_, _> = notes
+            .map(|(name, note)| (name.clone(), note.json()))
+            .collect();
+        if let Some(root) = &self.root {
+            metadata.insert("@root".into(), root.as_str().into());
+        }
+        let mut totals = BTreeMap::new();
+        for entry in &self.left_out {
+            *totals.entry(entry.rule.name()).or_insert(0_u64) += entry.bytes;
+        }
+        if !totals.is_empty() {
+            metadata.insert("@left_out".into(), json!(totals));
+        }
+        metadata
+    }
+
     /// The checkpoint with these contents, whose tensors lie in `storages`.
     pub fn with(self, storages: Vec<Storage>) -> Checkpoint {
         let mut notes = Vec::new();
-        if !self.notes.is_empty() {
-            let by_name: serde_json::Map<_, _> = self
-                .notes
-                .into_iter()
-                .map(|(name, note)| (name, note.json()))
-                .collect();
-            notes.push((
-                "stfs".to_string(),
-                serde_json::Value::from(by_name).to_string(),
-            ));
+        let metadata = self.metadata();
+        if !metadata.is_empty() {
+            notes.push(("stfs".to_string(), Value::from(metadata).to_string()));
         }
         Checkpoint {
             tensors: self.tensors,
             storages,
             others: self.others,
             unlisted: self.unlisted,
+            left_out: self.left_out,
+            roots: self.roots,
             notes,
             ..Checkpoint::default()
         }

@@ -38,12 +38,21 @@ pub enum Cause {
     NoTensors,
     /// Is what an optimizer left behind.
     OptimizerState,
+    /// Is a part that one of several processes wrote.
+    Part,
+    /// Has keys that are no names of tensors.
+    Names,
 }
 
 impl Cause {
     /// Whether it holds for as long as the file stays as it is, whoever looks at it.
     pub fn is_lasting(self) -> bool {
         !matches!(self, Cause::Changing | Cause::Unreadable)
+    }
+
+    /// Whether there is nothing in the file that could be weights.
+    pub fn is_no_weights(self) -> bool {
+        matches!(self, Cause::NoTensors | Cause::OptimizerState)
     }
 }
 
@@ -99,6 +108,14 @@ impl Refusal {
             Cause::TooLarge => {
                 "If the file is what it should be, save it again with torch.save, its tensors as \
                  contiguous copies."
+            }
+            Cause::Part => {
+                "Have the parts of all ranks put together, as DeepSpeed's zero_to_fp32.py does, which \
+                 lies beside its checkpoints; that loads them, so only where you trust their author."
+            }
+            Cause::Names => {
+                "Ask whoever made it to save it under keys that are text, and differ from each other \
+                 when they are joined with dots."
             }
             Cause::OptimizerState => "Nothing needs to be done: training leaves such files behind.",
             Cause::NoTensors => "Nothing needs to be done unless it was meant to hold weights.",

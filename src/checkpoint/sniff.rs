@@ -8,6 +8,7 @@ use super::error::Result;
 use super::formats::Format;
 use super::formats::candidate::{Candidate, Holds, Request, Zip};
 use super::refusal::unsupported;
+use super::weights::Wanted;
 use crate::source::{Source, Tree};
 
 /// What the name of a file promises.
@@ -73,21 +74,20 @@ pub fn sniff(source: &Source, hint: NameHint) -> Result<Content> {
     })
 }
 
-/// Reads the checkpoint in `source`, whose content is `content`: the tensors below
-/// the dotted path `root`, if one is given. `directory` is the one that it
-/// lies in. Costs the pickle and the directory of the container, not the
+/// Reads what is `wanted` of the checkpoint in `source`, whose content is `content`.
+/// `directory` is the one that it lies in. Costs the pickle and the directory of the container, not the
 /// weights.
 pub fn read(
     source: &Source,
     content: Content,
     directory: &dyn Tree,
-    root: Option<&str>,
+    wanted: Wanted,
 ) -> Result<Checkpoint> {
     match content {
         Content::Checkpoint { format, .. } => format.read(&Request {
             source,
             directory,
-            root,
+            wanted,
         }),
         Content::NotACheckpoint(intruder) => Err(intruder.refusal().into()),
         Content::Safetensors | Content::Other => {

@@ -68,6 +68,10 @@ fn table(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
     for (dropped, kept) in plan.dropped() {
         writeln!(out, "{} is {}", Printable(dropped), Printable(kept))?;
     }
+    for entry in plan.left_out() {
+        let (path, rule, bytes) = (Printable(&entry.path), entry.rule, entry.bytes);
+        writeln!(out, "left out: {path}  {rule}, {bytes} bytes")?;
+    }
     for other in plan.others() {
         let (path, kind) = (Printable(&other.path), Printable(&other.kind));
         writeln!(out, "no tensor: {path}  {kind}  {}", Printable(&other.repr))?;
@@ -96,6 +100,10 @@ fn describe(arguments: &Arguments, plan: &Plan) -> serde_json::Value {
         .dropped()
         .map(|(dropped, kept)| (dropped.to_string(), kept.into()))
         .collect();
+    let left_out = plan.left_out().iter();
+    let left_out: Vec<_> = left_out
+        .map(|entry| json!({"path": entry.path, "rule": entry.rule.name(), "bytes": entry.bytes}))
+        .collect();
     let others: Vec<_> = plan
         .others()
         .iter()
@@ -108,6 +116,8 @@ fn describe(arguments: &Arguments, plan: &Plan) -> serde_json::Value {
         "file_bytes": plan.size(),
         "tensors": tensors,
         "tied": ties,
+        "left_out": left_out,
+        "roots": plan.roots(),
         "others": others,
         "others_unlisted": plan.unlisted(),
     })

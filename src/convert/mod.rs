@@ -27,7 +27,7 @@ pub use plan::{Plan, Planned};
 pub use reader::{Reader, Segment};
 
 use crate::checkpoint::{
-    self, Checkpoint, Content, NameHint, NativeTensor, Refusal, open_companions, sniff,
+    self, Checkpoint, Content, NameHint, NativeTensor, Refusal, Wanted, open_companions, sniff,
 };
 use crate::source::{self, LocalTree, Source, Tree};
 
@@ -43,17 +43,16 @@ pub enum Parsed {
 }
 
 /// Reads the checkpoint in `source`, or the header of a native safetensors file.
-/// `directory` is the one that it lies in; `root` is the dotted path of the
-/// value whose tensors are wanted, if not the one that the rule finds.
+/// `directory` is the one that it lies in; `wanted` is of a checkpoint.
 pub fn read(
     source: &Source,
     content: Content,
     directory: &dyn Tree,
-    root: Option<&str>,
+    wanted: Wanted,
 ) -> Result<Parsed, Error> {
     let parsed = match content {
         Content::Safetensors => checkpoint::native(source).map(Parsed::Native),
-        _ => checkpoint::read(source, content, directory, root).map(Parsed::Checkpoint),
+        _ => checkpoint::read(source, content, directory, wanted).map(Parsed::Checkpoint),
     };
     if let Err(Error::Source(_)) = parsed {
         return parsed;
@@ -95,7 +94,8 @@ pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
         Ok(config) => architecture_in(&config),
         Err(_) => None,
     };
-    let parsed = read(&source, content, &directory, root)?;
+    let wanted = root.map_or(Wanted::Rule, Wanted::Exactly);
+    let parsed = read(&source, content, &directory, wanted)?;
     let plan = parsed.plan(source.size(), architecture.as_deref())?;
     let companions = open_companions(plan.companions(), &directory)?;
     Ok(Reader::new(Files::new(source, companions), Arc::new(plan)))

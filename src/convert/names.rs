@@ -1,4 +1,4 @@
-//! What converted files are called, and which files hold no weights.
+//! What converted files are called.
 
 use crate::checkpoint::PARTS;
 
@@ -55,40 +55,6 @@ pub fn indexed_stem(name: &str) -> Option<String> {
         }
     };
     Some(format!("{stem}{variant}"))
-}
-
-/// Files that training leaves beside the weights (transformers' and accelerate's
-/// trainers, DeepSpeed, Megatron): pickles without weights.
-pub fn holds_no_weights(name: &str) -> bool {
-    let lower = name.to_ascii_lowercase();
-    let Some((stem, _)) = split_ending(&lower) else {
-        return lower.ends_with(".pdopt");
-    };
-    let numbered = |prefix: &str| {
-        stem.strip_prefix(prefix).is_some_and(|rest| {
-            rest.is_empty()
-                || rest.strip_prefix('_').is_some_and(|number| {
-                    !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
-                })
-        })
-    };
-    let exact = ["training_args", "distrib_optim", "model_optim_rng"];
-    let rank_optimizer = stem.starts_with("rank") && stem.ends_with("-optimizer");
-    exact.contains(&stem)
-        || [
-            "optimizer",
-            "scheduler",
-            "scaler",
-            "rng_state",
-            "random_states",
-            "sampler",
-            "dl_state_dict",
-            "custom_checkpoint",
-        ]
-        .iter()
-        .any(|prefix| numbered(prefix))
-        || stem.ends_with("_optim_states")
-        || rank_optimizer
 }
 
 /// Files that are read as parts of the checkpoint that another one describes.

@@ -11,7 +11,8 @@ use super::files::Files;
 use super::headers::Headers;
 use super::{header, ties};
 use crate::checkpoint::{
-    Cause, Checkpoint, Checksum, Companion, MAX_HEADER, NativeTensor, Other, Refusal, Tensor,
+    Cause, Checkpoint, Checksum, Companion, LeftOut, MAX_HEADER, NativeTensor, Other, Refusal,
+    Tensor,
 };
 use crate::source;
 
@@ -33,6 +34,8 @@ pub struct Plan {
     dropped: Box<[(Box<str>, u32)]>,
     others: Box<[Other]>,
     unlisted: u64,
+    left_out: Box<[LeftOut]>,
+    roots: Box<[String]>,
     /// Other files that bytes come from.
     companions: Box<[Companion]>,
     /// What there is to check of the archives that tensors lie in.
@@ -167,6 +170,8 @@ impl Plan {
             dropped: dropped.into(),
             others: checkpoint.others.into(),
             unlisted: checkpoint.unlisted,
+            left_out: checkpoint.left_out.into(),
+            roots: checkpoint.roots.into(),
             companions: checkpoint.companions.into(),
             headers: Headers::new(checkpoint.entries),
             held: storages.iter().map(|storage| storage.held()).sum(),
@@ -193,6 +198,8 @@ impl Plan {
             dropped: Box::default(),
             others: Box::default(),
             unlisted: 0,
+            left_out: Box::default(),
+            roots: Box::default(),
             companions: Box::default(),
             headers: Headers::new(Vec::new()),
             held: 0,
@@ -245,6 +252,16 @@ impl Plan {
     /// How many more of them there are.
     pub fn unlisted(&self) -> u64 {
         self.unlisted
+    }
+
+    /// Tensor bytes of the checkpoint that are not in the file, and by which rule.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
+    }
+
+    /// Dotted paths of other values of the checkpoint that hold weights.
+    pub fn roots(&self) -> &[String] {
+        &self.roots
     }
 
     /// Files in the directory of the source that bytes come from too.
@@ -323,12 +340,17 @@ impl Plan {
             .others
             .iter()
             .map(|other| other.path.len() + other.kind.len() + other.repr.len() + 72);
+        let left_out = self.left_out.iter();
+        let left_out = left_out.map(|entry| entry.path.len() + size_of::<LeftOut>());
+        let roots = self.roots.iter().map(|root| root.len() + 24);
         self.header.len()
             + self.held
             + self.headers.weight()
             + tensors.sum::<usize>()
             + dropped.sum::<usize>()
             + others.sum::<usize>()
+            + left_out.sum::<usize>()
+            + roots.sum::<usize>()
     }
 }
 

@@ -48,6 +48,11 @@ impl<'a> Objects<'a> {
         &self.arena[id.index()]
     }
 
+    /// How many objects there are.
+    pub fn count(&self) -> usize {
+        self.arena.len()
+    }
+
     /// Every object, in the order they were made.
     pub fn ids(&self) -> impl Iterator<Item = ObjectId> {
         (0..self.arena.len()).filter_map(ObjectId::from_index)

@@ -32,6 +32,7 @@ pub(super) struct Folder<'c> {
 #[derive(Default)]
 struct Entry {
     found: OnceLock<SourceEntry>,
+    outcome: OnceLock<Outcome>,
     derived: OnceLock<Derived>,
 }
 
@@ -56,6 +57,14 @@ pub(super) enum Derived {
     Nothing,
     /// A converted file that is called this, and `.safetensors`.
     Converted(OsString, Arc<Origin>),
+    Refused(Metadata, Arc<Refusal>),
+}
+
+/// The same, whatever it would be called.
+#[derive(Clone)]
+enum Outcome {
+    Nothing,
+    Converted(Arc<Origin>),
     Refused(Metadata, Arc<Refusal>),
 }
 
@@ -137,31 +146,54 @@ impl<'c> Folder<'c> {
     }
 
     fn derive(&self, name: &OsStr) -> Result<Derived> {
-        let (metadata, content) = match self.find(name)? {
-            SourceEntry::File(metadata, content) if content.is_checkpoint() => (metadata, content),
-            SourceEntry::Refused(metadata, refusal) if !holds_no_weights(name) => {
+        let metadata = match self.find(name)? {
+            SourceEntry::File(metadata, content) if content.is_checkpoint() => metadata,
+            SourceEntry::Refused(metadata, refusal) if !is_part(name) => {
                 return Ok(Derived::Refused(metadata, refusal));
             }
             _ => return Ok(Derived::Nothing),
         };
-        let subject = Subject::new(&*self.tree, name, &metadata);
-        let base = match holds_no_weights(name) {
-            true => None,
-            false => Some(self.base_of(name)?),
+        let base = match is_part(name) {
+            true => OsString::new(),
+            false => self.base_of(name)?,
         };
-        let Some(base) = base.filter(|base| !base.is_empty()) else {
-            self.context.catalog().pass_over(&subject);
-            return Ok(Derived::Nothing);
-        };
-        if self.is_taken(&with(&base, names::SAFETENSORS))? {
+        if base.is_empty() || self.is_taken(&with(&base, names::SAFETENSORS))? {
+            let subject = Subject::new(&*self.tree, name, &metadata);
             self.context.catalog().pass_over(&subject);
             return Ok(Derived::Nothing);
         }
+        Ok(match self.outcome(name)? {
+            Outcome::Nothing => Derived::Nothing,
+            Outcome::Converted(origin) => Derived::Converted(base, origin),
+            Outcome::Refused(metadata, refusal) => Derived::Refused(metadata, refusal),
+        })
+    }
+
+    /// What a checkpoint would become if its name were free.
+    fn outcome(&self, name: &OsStr) -> Result<Outcome> {
+        let Some(entry) = self.entry(name) else {
+            return self.find_outcome(name);
+        };
+        if let Some(outcome) = entry.outcome.get() {
+            return Ok(outcome.clone());
+        }
+        let outcome = self.find_outcome(name)?;
+        Ok(entry.outcome.get_or_init(|| outcome).clone())
+    }
+
+    fn find_outcome(&self, name: &OsStr) -> Result<Outcome> {
+        let (metadata, content) = match self.find(name)? {
+            SourceEntry::File(metadata, content) => (metadata, content),
+            SourceEntry::Refused(metadata, refusal) => {
+                return Ok(Outcome::Refused(metadata, refusal));
+            }
+            _ => return Ok(Outcome::Nothing),
+        };
         Ok(match self.origin(name, &metadata, content) {
-            Ok(origin) => Derived::Converted(base, origin),
-            // Nobody misses what training leaves behind, whatever it is called.
-            Err(refusal) if refusal.cause() == Cause::OptimizerState => Derived::Nothing,
-            Err(refusal) => Derived::Refused(metadata, refusal),
+            Ok(origin) => Outcome::Converted(origin),
+            // Nobody misses what holds no weights, whatever it is called.
+            Err(refusal) if refusal.cause().is_no_weights() => Outcome::Nothing,
+            Err(refusal) => Outcome::Refused(metadata, refusal),
         })
     }
 
@@ -258,7 +290,7 @@ impl<'c> Folder<'c> {
             let mut same_stem = 0;
             for other in scan.with_stem(&rival) {
                 // One that stands alone need not be looked at again.
-                let counts = other == name || self.may_hold_weights(other)?;
+                let counts = other == name || self.holds_weights(other)?;
                 same_stem += usize::from(counts);
             }
             if same_stem > 1 {
@@ -267,19 +299,19 @@ impl<'c> Folder<'c> {
             // `m.pt.bin` has the stem `m.pt`, and so a rival in a checkpoint `m.pt`
             // that has to go by its whole name.
             let shorter = stem(&rival);
-            if shorter == rival || !self.may_hold_weights(&rival)? {
+            if shorter == rival || !self.holds_weights(&rival)? {
                 return Ok(base);
             }
             rival = shorter;
         }
     }
 
-    /// Whether the file `name` is a checkpoint that might hold weights.
-    fn may_hold_weights(&self, name: &OsStr) -> Result<bool> {
-        if !self.scan()?.contains(name) || holds_no_weights(name) {
-            return Ok(false);
-        }
-        Ok(matches!(self.find(name)?, SourceEntry::File(_, content) if content.is_checkpoint()))
+    /// Whether something would be shown of the checkpoint `name`, if it is one.
+    fn holds_weights(&self, name: &OsStr) -> Result<bool> {
+        let is_one = self.scan()?.contains(name)
+            && !is_part(name)
+            && matches!(self.find(name)?, SourceEntry::File(_, content) if content.is_checkpoint());
+        Ok(is_one && !matches!(self.outcome(name)?, Outcome::Nothing))
     }
 
     /// Whether a file of the source is in the tree under its own name.
@@ -323,10 +355,9 @@ impl<'c> Folder<'c> {
     }
 }
 
-/// Whether a checkpoint of this name turns into nothing by itself.
-fn holds_no_weights(name: &OsStr) -> bool {
-    name.to_str()
-        .is_some_and(|name| names::holds_no_weights(name) || names::is_part(name))
+/// Whether a file of this name is read as a part of another.
+fn is_part(name: &OsStr) -> bool {
+    name.to_str().is_some_and(names::is_part)
 }
 
 pub(super) fn with(name: &OsStr, suffix: &str) -> OsString {

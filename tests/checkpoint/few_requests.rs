@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use stfs::checkpoint::{self, Cause, Checkpoint, Content, NameHint, fingerprint, sniff};
+use stfs::checkpoint::{self, Cause, Checkpoint, Content, NameHint, Wanted, fingerprint, sniff};
 use stfs::convert::{Files, Plan, Reader};
 use stfs::source::memory::MemoryTree;
 use stfs::source::{self, Source, System};
@@ -71,7 +71,7 @@ impl Model {
     }
 
     fn read(&self, source: &Source, content: Content) -> checkpoint::Result<Checkpoint> {
-        checkpoint::read(source, content, &*self.0.root(), None)
+        checkpoint::read(source, content, &*self.0.root(), Wanted::Rule)
     }
 
     fn reader(&self, plan: &Arc<Plan>) -> Reader {

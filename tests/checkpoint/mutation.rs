@@ -4,7 +4,7 @@
 use std::fs;
 
 use proptest::prelude::*;
-use stfs::checkpoint::{self, Backing, Checkpoint, Error, NameHint, sniff};
+use stfs::checkpoint::{self, Backing, Checkpoint, Error, NameHint, Wanted, sniff};
 use stfs::source::{LocalTree, Tree};
 
 use super::archive::Archive;
@@ -42,7 +42,7 @@ fn checkpoint(bytes: &[u8]) -> Option<Checkpoint> {
     let (directory, name) = LocalTree::around(&path).unwrap();
     let source = directory.open(&name).unwrap();
     let content = sniff(&source, NameHint::Checkpoint).unwrap();
-    match checkpoint::read(&source, content, &directory, None) {
+    match checkpoint::read(&source, content, &directory, Wanted::Rule) {
         Ok(checkpoint) => Some(checkpoint),
         Err(Error::Refused(refusal)) => {
             assert!(refusal.to_string().len() < 2000);

@@ -105,16 +105,16 @@ fn all_names(archive: &Archive) -> (Vec<String>, Vec<String>) {
     let dropped = plan.dropped().map(|(name, _)| name.to_string());
     let mut names: Vec<String> = kept.chain(dropped).collect();
     names.sort();
-    let others = plan.others().iter().map(|other| other.path.clone());
-    (names, others.collect())
+    let left_out = plan.left_out().iter().map(|entry| entry.path.clone());
+    (names, left_out.collect())
 }
 
 #[test]
 fn the_class_tells_what_is_state() {
     let sources = [("__torch__.py", SOURCE), ("__torch__/blocks.py", BLOCK)];
-    let (names, others) = all_names(&archive(net(), &sources, tuple(&[])));
+    let (names, left_out) = all_names(&archive(net(), &sources, tuple(&[])));
     assert_eq!(names, ["0.bias", "mean", "weight"]);
-    assert_eq!(others, ["__torch__.Net.maybe", "__torch__.Net.plain"]);
+    assert_eq!(left_out, ["maybe", "plain", "tensors", "holder"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What files are called.
 
-use stfs::convert::names::{holds_no_weights, index_name, indexed_stem, promises_checkpoint, stem};
+use stfs::convert::names::{index_name, indexed_stem, promises_checkpoint, stem};
 
 #[test]
 fn stems() {
@@ -76,45 +76,6 @@ fn indexes() {
     for (name, derived, stem) in cases {
         assert_eq!(index_name(name).as_deref(), derived, "{name}");
         assert_eq!(indexed_stem(name).as_deref(), stem, "{name}");
-    }
-}
-
-#[test]
-fn files_without_weights() {
-    for name in [
-        "training_args.bin",
-        "optimizer.pt",
-        "optimizer.bin",
-        "optimizer_1.bin",
-        "scheduler.pt",
-        "scheduler.bin",
-        "scaler.pt",
-        "rng_state.pth",
-        "rng_state_0.pth",
-        "random_states_0.pkl",
-        "sampler.bin",
-        "sampler_1.bin",
-        "dl_state_dict.bin",
-        "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
-        "distrib_optim.pt",
-        "model_optim_rng.pt",
-        "custom_checkpoint_0.pkl",
-        "model.pdopt",
-        "OPTIMIZER.PT",
-    ] {
-        assert!(holds_no_weights(name), "{name}");
-    }
-    for name in [
-        "pytorch_model.bin",
-        "optimizer",
-        "optimizer.json",
-        "optimizers.pt",
-        "scheduler_config.json",
-        "mp_rank_00_model_states.pt",
-        "sampler_x.bin",
-        "x.pdparams",
-    ] {
-        assert!(!holds_no_weights(name), "{name}");
     }
 }
 

@@ -46,7 +46,12 @@ fn links_that_lead_nowhere_are_refused() {
     let view = view(root);
     assert_eq!(
         names(&view, ""),
-        ["a.refused.txt", "b.refused.txt", "model.bin.refused.txt"]
+        [
+            "a.refused.txt",
+            "b.refused.txt",
+            "model.bin.refused.txt",
+            "optimizer.pt.refused.txt"
+        ]
     );
     assert!(text(&view, "model.bin.refused.txt").contains("leads nowhere"));
     assert!(text(&view, "a.refused.txt").contains("in a circle"));

@@ -35,8 +35,10 @@ const NAMES: [(&str, &str, bool); 16] = [
 enum Content {
     Checkpoint(u8),
     Native(u8),
-    /// A pickle that is no checkpoint.
+    /// A pickle that is broken off.
     Pickle,
+    /// One without tensors.
+    NoWeights,
     Text(u8),
     Empty,
 }
@@ -46,7 +48,8 @@ impl Content {
         match self {
             Content::Checkpoint(seed) => support::one_vector(&values(*seed)),
             Content::Native(seed) => safetensors_of(&values(*seed)),
-            Content::Pickle => b"\x80\x02N.".to_vec(),
+            Content::Pickle => b"\x80\x02X".to_vec(),
+            Content::NoWeights => b"\x80\x02N.".to_vec(),
             Content::Text(seed) => format!("# some text, number {seed}\n").into_bytes(),
             Content::Empty => Vec::new(),
         }
@@ -54,7 +57,7 @@ impl Content {
 
     fn is_checkpoint(&self, name: &str) -> bool {
         match self {
-            Content::Checkpoint(_) | Content::Pickle => true,
+            Content::Checkpoint(_) | Content::Pickle | Content::NoWeights => true,
             Content::Empty => about(name).2,
             Content::Native(_) | Content::Text(_) => false,
         }
@@ -108,7 +111,9 @@ fn tree(files: &Files, show_pickles: bool) -> BTreeMap<String, Shown> {
         .collect();
     let checkpoints: Vec<&str> = files
         .iter()
-        .filter(|(name, content)| content.is_checkpoint(name) && **name != "optimizer.pt")
+        .filter(|(name, content)| {
+            content.is_checkpoint(name) && !matches!(content, Content::NoWeights)
+        })
         .map(|(name, _)| *name)
         .collect();
     // Whoever shares its derived name goes by its whole name, which may be what
@@ -225,6 +230,7 @@ fn change() -> impl Strategy<Value = Change> {
             4 => any::<u8>().prop_map(Content::Checkpoint),
             2 => any::<u8>().prop_map(Content::Native),
             1 => Just(Content::Pickle),
+            1 => Just(Content::NoWeights),
             1 => any::<u8>().prop_map(Content::Text),
             1 => Just(Content::Empty),
         ]
@@ -281,6 +287,7 @@ fn apply(change: &Change, root: &Path, files: &mut Files, clock: &mut Clock) {
         Change::Truncate(name) => {
             let broken = match files.get(name) {
                 Some(Content::Checkpoint(_)) => Content::Pickle,
+                Some(Content::Pickle) => Content::NoWeights,
                 _ => return,
             };
             let file = File::options().write(true).open(root.join(name)).unwrap();

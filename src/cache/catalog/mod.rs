@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::cache::{Background, Directory, Name};
-use crate::checkpoint::{self, Content, Refusal, fingerprint, open_companions, sniff};
+use crate::checkpoint::{self, Content, Refusal, Wanted, fingerprint, open_companions, sniff};
 use crate::convert::index::Index;
 use crate::convert::{self, Files, Parsed, Plan, Reader};
 use crate::source::{self, Source, Version};
@@ -517,8 +517,8 @@ impl Catalog {
         key: &PlanKey,
     ) -> source::Result<(Result<Plan, Refusal>, Body)> {
         let mut body = Body::default();
-        let root = self.root.as_deref();
-        let outcome = match convert::read(source, key.content, subject.directory, root) {
+        let wanted = self.root.as_deref().map_or(Wanted::Rule, Wanted::Preferred);
+        let outcome = match convert::read(source, key.content, subject.directory, wanted) {
             Ok(parsed) => {
                 if let Parsed::Checkpoint(checkpoint) = &parsed {
                     if !checkpoint.companions.iter().all(|file| key.has(file)) {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::zip::local::LOCAL;
 use super::zip::{CentralDirectory, Tail};
 use crate::checkpoint::error::{Error, Result};
+use crate::checkpoint::weights::Wanted;
 use crate::pickle;
 use crate::source::{Source, Tree};
 
@@ -116,6 +117,6 @@ pub struct Request<'a> {
     pub source: &'a Source,
     /// The directory that it lies in.
     pub directory: &'a dyn Tree,
-    /// The dotted path below which tensors are wanted, if not all are.
-    pub root: Option<&'a str>,
+    /// Which of its values.
+    pub wanted: Wanted<'a>,
 }

@@ -15,9 +15,9 @@ use crate::checkpoint::layout::StorageRef;
 use crate::checkpoint::objects::{SavedStorage, Storages, Torch, saved_storage};
 use crate::checkpoint::preamble::{self, PlainPickle};
 use crate::checkpoint::refusal::{Cause, Refusal, malformed, shown};
-use crate::checkpoint::state_dict;
 use crate::checkpoint::storage::{Storage, StorageTable};
 use crate::checkpoint::stream::{self, Pickles};
+use crate::checkpoint::walk;
 use crate::pickle::Pickle;
 use crate::source::Source;
 
@@ -41,7 +41,7 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
     let keys = pickles.next_plain()?;
     let storages = StreamStorages::find(source, &object, &keys, pickles.offset())?;
     let mut torch = Torch::new(&object, storages);
-    let contents = state_dict::read(&mut torch, request.root)?;
+    let contents = walk::read(&mut torch, request.wanted)?;
     Ok(contents.with(torch.into_storages()))
 }
 

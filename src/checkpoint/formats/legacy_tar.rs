@@ -13,10 +13,10 @@ use crate::checkpoint::layout::{Dense, Layout, StorageRef};
 use crate::checkpoint::objects::{SavedStorage, Storages, Torch};
 use crate::checkpoint::preamble::PlainPickle;
 use crate::checkpoint::refusal::{Cause, Refusal, malformed};
-use crate::checkpoint::state_dict;
 use crate::checkpoint::storage::{Storage, StorageTable};
 use crate::checkpoint::stream::{self, Pickles};
 use crate::checkpoint::tensor::Lazy;
+use crate::checkpoint::walk;
 use crate::pickle::{ObjectId, Pickle};
 use crate::source::Source;
 
@@ -52,7 +52,7 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
     let window = stream::window(source);
     let object = Pickles::new(source, &window, member("pickle")?).next()?;
     let mut torch = Torch::new(&object, storages);
-    let contents = state_dict::read(&mut torch, request.root)?;
+    let contents = walk::read(&mut torch, request.wanted)?;
     Ok(contents.with(torch.into_storages()))
 }
 

@@ -8,6 +8,7 @@ use crate::checkpoint::layout::Layout;
 use crate::checkpoint::numpy::{Numbers, Order, numbers};
 use crate::checkpoint::refusal::{Cause, Refusal, malformed, unsupported};
 use crate::checkpoint::storage::Storage;
+use crate::checkpoint::weights::Wanted;
 use crate::source::Source;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
@@ -36,7 +37,7 @@ pub fn sniff(file: &Candidate) -> error::Result<Option<Holds>> {
 /// Reads an array, which is called `tensor`.
 pub fn read(request: &Request) -> error::Result<Checkpoint> {
     let source = request.source;
-    if request.root.is_some() {
+    if let Wanted::Exactly(_) = request.wanted {
         let what = "it is one array, which has nothing inside that could be asked for";
         return Err(Refusal::new(Cause::NoTensors, what).into());
     }

@@ -12,6 +12,7 @@ use crate::checkpoint::contents::{Checkpoint, Contents};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::refusal::{Cause, Refusal, shown};
 use crate::checkpoint::storage::{Backing, Storage, StorageTable};
+use crate::checkpoint::weights::Wanted;
 use crate::source::Source;
 
 /// A zip archive is one of arrays when it has nothing else.
@@ -33,8 +34,17 @@ pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
 /// Reads the arrays in an archive, or only the one that is the root, which is
 /// called `tensor` then.
 pub fn read(request: &Request) -> Result<Checkpoint> {
-    let (source, root) = (request.source, request.root);
+    let source = request.source;
     let entries = zip::list(source.span())?;
+    let root = match request.wanted {
+        Wanted::Rule => None,
+        Wanted::Exactly(root) => Some(root),
+        Wanted::Preferred(root) => {
+            let mut arrays = entries.iter();
+            let has = arrays.any(|entry| entry.name.strip_suffix(".npy") == Some(root));
+            has.then_some(root)
+        }
+    };
     let mut names = HashSet::with_capacity(entries.len());
     let mut contents = Contents::default();
     let mut table = StorageTable::default();

@@ -8,7 +8,7 @@ use crate::checkpoint::layout::StorageRef;
 use crate::checkpoint::objects::{Follows, SavedStorage, Storages, Torch, follows};
 use crate::checkpoint::refusal::{Cause, Refusal};
 use crate::checkpoint::storage::StorageTable;
-use crate::checkpoint::{state_dict, stream, verdict};
+use crate::checkpoint::{stream, verdict, walk};
 use crate::pickle::{self, ErrorKind, Limits, Parser, Pickle, Step, Window};
 use crate::source::Source;
 
@@ -95,7 +95,7 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
     }
     refuse_more(source, pickle.end())?;
     let mut torch = Torch::new(&pickle, Nowhere(source));
-    let contents = state_dict::read(&mut torch, request.root)?;
+    let contents = walk::read(&mut torch, request.wanted)?;
     Ok(contents.with(torch.into_storages()))
 }
 

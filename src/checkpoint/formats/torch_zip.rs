@@ -17,7 +17,8 @@ use crate::checkpoint::objects::torchscript::{self, Classes, MAX_SOURCE};
 use crate::checkpoint::objects::{SavedStorage, Storages, Torch};
 use crate::checkpoint::refusal::{Cause, Refusal, malformed, shown, too_large, unsupported};
 use crate::checkpoint::storage::{Backing, StorageTable};
-use crate::checkpoint::{state_dict, stream};
+use crate::checkpoint::weights::Wanted;
+use crate::checkpoint::{stream, walk};
 use crate::pickle::{Import, Pickle, Window};
 use crate::source::{Source, Span};
 
@@ -59,12 +60,12 @@ pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
 
 /// Reads the checkpoint in a torch zip archive.
 pub fn read(request: &Request) -> Result<Checkpoint> {
-    read_span(request.source.span(), request.root)
+    read_span(request.source.span(), request.wanted)
 }
 
-/// Reads the checkpoint in the torch zip archive `source`, from `root_path` on.
-/// Offsets are given from the start of the span.
-pub fn read_span(source: Span, root_path: Option<&str>) -> Result<Checkpoint> {
+/// Reads what is `wanted` of the torch zip archive `source`. Offsets are given from the
+/// start of the span.
+pub fn read_span(source: Span, wanted: Wanted) -> Result<Checkpoint> {
     let archive = Archive::read(source)?;
     let root = root(&archive)?;
     let in_root = |name: &str| archive.entry(&format!("{root}/{name}"));
@@ -77,11 +78,11 @@ pub fn read_span(source: Span, root_path: Option<&str>) -> Result<Checkpoint> {
     // torch writes these close together: they are read together.
     let version = in_root(".data/version").or_else(|| in_root("version"));
     let byte_order = in_root("byteorder");
-    let mut wanted = vec![(pickle, first_of_pickle(pickle)?)];
+    let mut first = vec![(pickle, first_of_pickle(pickle)?)];
     for entry in [version, byte_order].into_iter().flatten() {
-        wanted.push((entry, whole(entry, 16)?));
+        first.push((entry, whole(entry, 16)?));
     }
-    let mut fetched = archive.fetch(&wanted)?.into_iter();
+    let mut fetched = archive.fetch(&first)?.into_iter();
     let pickle_bytes = fetched.next().unwrap_or_default();
     let mut text = |entry: Option<&ZipEntry>| {
         let text = entry.map(|entry| entry.inflate(fetched.next().unwrap_or_default()));
@@ -107,15 +108,14 @@ pub fn read_span(source: Span, root_path: Option<&str>) -> Result<Checkpoint> {
         }
         torch.scripted(classes);
     }
-    let mut contents = state_dict::read(&mut torch, root_path)?;
+    let contents = walk::read(&mut torch, wanted)?;
     if let Some(constants) = constants
         && contents.tensors.is_empty()
         && holds_storages(&archive, &source, constants)?
     {
         return Err(torchscript::frozen().into());
     }
-    let (storages, classes, zip) = torch.into_parts();
-    contents.others.extend(classes.into_left_out());
+    let (storages, zip) = torch.into_parts();
     Ok(Checkpoint {
         entries: zip.used,
         ..contents.with(storages)

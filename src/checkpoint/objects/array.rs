@@ -15,7 +15,7 @@ use crate::pickle::{Call, CallKind, Object, ObjectId, Payload, Pickle, Str};
 /// An array as its pickle says it.
 pub(super) struct Written {
     pub(super) dtype: ObjectId,
-    shape: ObjectId,
+    pub(super) shape: ObjectId,
     order: Order,
     /// None where they follow the object.
     data: Option<ObjectId>,

@@ -1,8 +1,9 @@
 //! Tensors that safetensors says with other tensors: quantized and sparse ones,
 //! and complex numbers of twice 64 bits. What it takes to undo that is noted.
 
+use super::meaning::Meaning;
 use super::rebuild::ReadAs;
-use super::torch::{Composed, Meaning, Storages, Torch};
+use super::torch::{Composed, Storages, Torch};
 use super::wrapper::{Wrapper, wrapper};
 use crate::checkpoint::dtype::ElementType;
 use crate::checkpoint::layout::{Layout, Note};
@@ -127,6 +128,24 @@ impl<'p, S: Storages> Torch<'p, S> {
             }
         }
         Err(malformed("a part of it is no tensor"))
+    }
+
+    /// The tensor that `torch.tensor` makes of a number.
+    pub fn number(&mut self, id: ObjectId) -> Result<Option<Layout>, Refusal> {
+        let (dtype, bytes) = match self.pickle.get(id) {
+            Object::Int(number) => (Dtype::I64, number.to_le_bytes().to_vec()),
+            Object::Float(number) => (Dtype::F32, (*number as f32).to_le_bytes().to_vec()),
+            _ => return Ok(None),
+        };
+        Ok(Some(Layout {
+            dtype,
+            strides: [].into(),
+            shape: [].into(),
+            storage: self.table.add(Storage::in_memory(bytes))?,
+            offset: 0,
+            lazy: Lazy::default(),
+            note: None,
+        }))
     }
 
     /// A tensor, or the number or list of numbers that older versions of torch

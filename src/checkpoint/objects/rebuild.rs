@@ -108,7 +108,7 @@ impl<S: Storages> Torch<'_, S> {
         Ok(lazy)
     }
 
-    pub(super) fn dimensions(&self, id: ObjectId, what: &str) -> Result<Box<[u64]>, Refusal> {
+    pub fn dimensions(&self, id: ObjectId, what: &str) -> Result<Box<[u64]>, Refusal> {
         let size = match self.pickle.get(id) {
             // torch.Size((2, 3))
             Object::Call(call) if self.pickle.global(call.callable) == Some(("torch", "Size")) => {

@@ -1,17 +1,21 @@
 //! Tensors, unwrapped from what stands around them: parameters, subclasses,
 //! device tensors.
 
+use super::meaning::{Entries, Kind, Label, Map, Meaning, keyed};
 use super::rebuild::ReadAs;
-use super::torch::{Meaning, Storages, Torch};
+use super::torch::{Storages, Torch};
 use super::wrapper::{WRAPPER_SUBCLASS, Wrapper, wrapper};
 use crate::checkpoint::dtype::ElementType;
 use crate::checkpoint::layout::Layout;
-use crate::checkpoint::refusal::{Cause, Refusal, malformed, unsupported};
+use crate::checkpoint::refusal::{Cause, Refusal, malformed, shown, unsupported};
 use crate::pickle::{Call, CallKind, Object, ObjectId, PersistentId};
 
 /// How many wrappers may stand around one tensor: a parameter of a subclass of
 /// a device tensor is three.
 const MAX_WRAPPERS: usize = 16;
+
+/// What the gradient of a tensor is called among its attributes.
+pub const GRADIENT: &str = "grad";
 
 impl<'p, S: Storages> Torch<'p, S> {
     /// The tensor that `call` makes, if it makes one.
@@ -22,7 +26,7 @@ impl<'p, S: Storages> Torch<'p, S> {
         let mut args = call.args;
         // The types that device tensors around this one say it has.
         let mut promised = Vec::new();
-        let mut attributes = Vec::new();
+        let mut attributes = Entries::new();
         for _ in 0..MAX_WRAPPERS {
             let Some((module, name)) = pickle.global(callable) else {
                 return Ok(Meaning::Other);
@@ -37,11 +41,6 @@ impl<'p, S: Storages> Torch<'p, S> {
             let too_few = || malformed(format!("`{name}` has too few or too many arguments"));
             let inner = match wrapper {
                 Wrapper::None | Wrapper::Unsupported(_) => None,
-                Wrapper::Quantized | Wrapper::Sparse if !attributes.is_empty() => {
-                    return Err(unsupported(
-                        "it is composed, and an attribute of a parameter",
-                    ));
-                }
                 Wrapper::Quantized => return self.quantized(arguments),
                 Wrapper::Sparse => return self.sparse(arguments),
                 Wrapper::Rebuild(counts) => {
@@ -75,13 +74,13 @@ impl<'p, S: Storages> Torch<'p, S> {
                     return Ok(Meaning::Tensor(layout, attributes));
                 }
                 Wrapper::FromType => {
-                    let [function, _type, function_args, state] = arguments else {
+                    let [function, class, function_args, state] = arguments else {
                         return Err(too_few());
                     };
                     if pickle.global(*function) == Some(WRAPPER_SUBCLASS) {
-                        return Ok(self.subclass(*state));
+                        return self.subclass(*class, *state);
                     }
-                    attributes.push(*state);
+                    attributes.extend(self.attributes(&[*state]));
                     callable = *function;
                     args = *function_args;
                     continue;
@@ -92,7 +91,7 @@ impl<'p, S: Storages> Torch<'p, S> {
                 },
                 Wrapper::ParameterWithState => match arguments {
                     [data, _grad, _hooks, state] => {
-                        attributes.push(*state);
+                        attributes.extend(self.attributes(&[*state]));
                         Some(data)
                     }
                     _ => return Err(too_few()),
@@ -101,7 +100,10 @@ impl<'p, S: Storages> Torch<'p, S> {
                 // hooks, requires_grad, volatile. Later it is the argument, and
                 // the state is requires_grad, volatile, hooks.
                 Wrapper::ParameterClass => match (arguments, state) {
-                    ([], Some([data, _, _, _, _])) => Some(data),
+                    ([], Some([data, grad, _, _, _])) => {
+                        attributes.push((Label::Name(GRADIENT), *grad));
+                        Some(data)
+                    }
                     ([data] | [data, _], None | Some([_, _, _])) => Some(data),
                     _ => return Err(unsupported(format!("a `{module}.{name}` of unknown form"))),
                 },
@@ -165,12 +167,24 @@ impl<'p, S: Storages> Torch<'p, S> {
         }
     }
 
-    /// A tensor that is only a shell around the tensors among its attributes.
-    fn subclass(&self, state: ObjectId) -> Meaning<'p> {
+    /// A tensor of the class `class` that is only a shell around the tensors among its
+    /// attributes.
+    fn subclass(&self, class: ObjectId, state: ObjectId) -> Result<Meaning<'p>, Refusal> {
+        if let Some((module, name)) = self.pickle.global(class)
+            && module.starts_with("torch.distributed.")
+        {
+            return Err(Refusal::new(
+                Cause::Part,
+                format!("it is one rank's part of a {}, not the whole", shown(name)),
+            ));
+        }
         let halves = self.pickle.as_tuple(state);
         let halves = halves.map_or(vec![state], <[ObjectId]>::to_vec);
         let entries = halves.iter().flat_map(|half| self.pickle.entries(*half));
-        Meaning::Map(entries.collect(), &[])
+        Ok(Meaning::Map(Map::of(
+            Kind::Object,
+            keyed(entries.collect()),
+        )))
     }
 
     /// The state that `call` is given after it was made, where its kind of tensor

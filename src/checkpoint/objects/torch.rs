@@ -57,20 +57,6 @@ pub struct Torch<'p, S> {
     pub(super) classes: Classes,
 }
 
-/// What an object is to torch.
-pub enum Meaning<'p> {
-    /// A tensor, and the attributes that its object is given besides.
-    Tensor(Layout, Vec<ObjectId>),
-    /// Something that safetensors says with several tensors, or in another type.
-    Composed(Composed),
-    /// A dict: entries in order, each key once; and the same of its object.
-    Map(Vec<(ObjectId, ObjectId)>, &'p [ObjectId]),
-    /// A list or tuple.
-    Sequence(&'p [ObjectId]),
-    /// Anything else.
-    Other,
-}
-
 /// A tensor in several parts.
 pub struct Composed {
     /// What the parts' names have after the tensor's own, and the parts.
@@ -113,14 +99,13 @@ impl<'p, S: Storages> Torch<'p, S> {
         self.table.into()
     }
 
-    /// The storages that the tensors lie in, and the classes and storages that were
-    /// given.
-    pub fn into_parts(self) -> (Vec<Storage>, Classes, S) {
-        (self.table.into(), self.classes, self.storages)
+    /// The storages that the tensors lie in, and those of the container.
+    pub fn into_parts(self) -> (Vec<Storage>, S) {
+        (self.table.into(), self.storages)
     }
 
     /// What a dict or its like was written with.
-    pub(super) fn items(&self, id: ObjectId) -> &'p [(ObjectId, ObjectId)] {
+    pub fn items(&self, id: ObjectId) -> &'p [(ObjectId, ObjectId)] {
         match self.pickle.get(id) {
             Object::Dict(items) => items,
             Object::Call(call) => &call.items,

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crate::checkpoint::contents::Other;
+use super::meaning::{Kind, Map, keyed};
 use crate::checkpoint::refusal::{Cause, Refusal, shown};
 use crate::pickle::{Call, CallKind, Import, Object, ObjectId, Pickle};
 
@@ -18,20 +18,13 @@ use crate::pickle::{Call, CallKind, Import, Object, ObjectId, Pickle};
 /// take some hundred KiB.
 pub const MAX_SOURCE: u64 = 64 << 20;
 
-/// Attributes that are told of when they are left out.
-const MAX_LEFT_OUT: usize = 10_000;
-
 /// Where the names of all classes of an archive begin.
 const ROOT: &str = "__torch__";
 
-/// The classes that a pickle makes objects of, and what was left out of those.
+/// The classes that a pickle makes objects of, by module and name, as the pickle
+/// imports them.
 #[derive(Debug, Default)]
-pub struct Classes {
-    /// By module and name, as the pickle imports them.
-    modules: HashMap<String, HashMap<String, Class>>,
-    /// Attributes, by the paths of their classes, with a tensor that is no state.
-    left_out: BTreeSet<String>,
-}
+pub struct Classes(HashMap<String, HashMap<String, Class>>);
 
 /// What its source says of a class.
 #[derive(Debug, Default)]
@@ -62,7 +55,7 @@ impl Classes {
 
     /// Adds the classes of `module`.
     pub fn add(&mut self, module: &str, source: &str) {
-        self.modules.insert(module.to_string(), declared(source));
+        self.0.insert(module.to_string(), declared(source));
     }
 
     /// Whether the object `id` is a module.
@@ -77,20 +70,15 @@ impl Classes {
             return None;
         }
         let (module, name) = pickle.global(call.callable)?;
-        let class = self.modules.get(module)?.get(name)?;
+        let class = self.0.get(module)?.get(name)?;
         class.is_module.then_some((module, name, class))
     }
 
-    /// The parameters, buffers and submodules of the module that `call` makes, by
-    /// name; None when it makes something else.
+    /// The module that `call` makes; None when it makes something else.
     ///
     /// # Errors
     /// A module whose state only its own code can tell.
-    pub fn state(
-        &mut self,
-        pickle: &Pickle,
-        call: &Call,
-    ) -> Result<Option<Vec<(ObjectId, ObjectId)>>, Refusal> {
+    pub fn state(&self, pickle: &Pickle, call: &Call) -> Result<Option<Map>, Refusal> {
         let Some((module, name, class)) = self.module(pickle, call) else {
             return Ok(None);
         };
@@ -100,35 +88,18 @@ impl Classes {
         if class.has_set_state || !matches!(pickle.get(state), Object::Dict(_)) {
             return Err(own_form(module, name));
         }
-        let mut entries = pickle.entries(state);
-        let mut left_out = Vec::new();
-        entries.retain(|(key, value)| {
+        let is_state = |(key, value): &(ObjectId, ObjectId)| {
             let (Some(attribute), Object::Call(value)) = (pickle.as_str(*key), pickle.get(*value))
             else {
                 return false;
             };
-            let is_state = class.is_state(attribute) || self.module(pickle, value).is_some();
-            if !is_state && makes_tensor(pickle, value) {
-                left_out.push(attribute);
-            }
-            is_state
-        });
-        let paths = left_out
-            .iter()
-            .map(|attribute| shown(&format!("{module}.{name}.{attribute}")));
-        let free = MAX_LEFT_OUT.saturating_sub(self.left_out.len());
-        self.left_out.extend(paths.take(free));
-        Ok(Some(entries))
-    }
-
-    /// Tensors that `state_dict()` does not have, by the classes they are in.
-    pub fn into_left_out(self) -> impl Iterator<Item = Other> {
-        self.left_out.into_iter().map(|path| Other {
-            path,
-            kind: "Tensor".into(),
-            repr: "left out: not in the state_dict() of its module".into(),
-            value: None,
-        })
+            class.is_state(attribute) || self.module(pickle, value).is_some()
+        };
+        let (entries, attributes) = pickle.entries(state).into_iter().partition(is_state);
+        Ok(Some(Map {
+            attributes: keyed(attributes),
+            ..Map::of(Kind::Module, keyed(entries))
+        }))
     }
 }
 
@@ -147,12 +118,6 @@ impl Class {
 fn is_compiled(module: &str) -> bool {
     let rest = module.strip_prefix(ROOT);
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
-
-/// Whether `call` rebuilds a tensor, as far as its function's name tells.
-fn makes_tensor(pickle: &Pickle, call: &Call) -> bool {
-    let callable = pickle.global(call.callable);
-    callable.is_some_and(|(module, name)| module == "torch._utils" && name.starts_with("_rebuild"))
 }
 
 fn own_form(module: &str, name: &str) -> Refusal {

@@ -4,6 +4,7 @@
 //! Objects in it may be shared by any number of others, so that whatever is read
 //! once for each reference is bounded by itself.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, hash_map};
 
 use crate::checkpoint::dtype::ElementType;
@@ -18,6 +19,8 @@ const MAX_REGIONS: usize = 1_000_000;
 const MAX_FIELDS: usize = 32;
 /// Dimensions of one tensor.
 const MAX_DIMENSIONS: usize = 64;
+/// Steps from dictionary to dictionary to all values.
+const MAX_STEPS: usize = 16_000_000;
 /// Bytes of one name.
 const MAX_NAME: usize = 4096;
 
@@ -25,15 +28,17 @@ pub const METADATA: &str = "torch.distributed.checkpoint.metadata";
 
 /// What `.metadata` says.
 pub struct Manifest<'p> {
-    pub entries: Vec<(&'p str, Saved)>,
+    pub entries: Vec<(&'p str, Saved<'p>)>,
+    /// The keys that lead to what was saved under a name, where they are told.
+    pub paths: HashMap<&'p str, Vec<&'p str>>,
     pub locations: HashMap<BoxIndex<'p>, Location<'p>>,
 }
 
 /// Something that was saved under a name.
-pub enum Saved {
+pub enum Saved<'p> {
     Tensor(Cut),
     /// Anything else, pickled by itself.
-    Object,
+    Object(Option<Location<'p>>),
 }
 
 /// A tensor and the boxes that it is cut into.
@@ -75,8 +80,8 @@ impl Region {
 /// Names a box: the tensor and the first element.
 pub type BoxIndex<'p> = (&'p str, Box<[u64]>);
 
-/// Where a box lies.
-#[derive(PartialEq, Eq)]
+/// Where a box lies, or an object.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Location<'p> {
     pub file: &'p str,
     /// Bytes from the start of the file.
@@ -95,22 +100,24 @@ impl<'p> Manifest<'p> {
             check_name(name)?;
             let object = Properties::of(pickle, value, METADATA, "BytesStorageMetadata").is_ok();
             let entry = match object {
-                true => Saved::Object,
+                true => Saved::Object(None),
                 false => Saved::Tensor(Cut::read(pickle, value, &mut free)?),
             };
             entries.push((name, entry));
         }
         let mut locations = HashMap::new();
+        let mut objects = HashMap::new();
         for (index, location) in pickle.entries(fields.get("storage_data")?) {
             let index = Properties::of(pickle, index, METADATA, "MetadataIndex")?;
             let name = index.get("fqn").ok().and_then(|name| pickle.as_str(name));
             let name = name.ok_or_else(|| broken("a name"))?;
             check_name(name)?;
+            let location = Location::read(pickle, location)?;
             // Objects have no offset.
             let Some(start) = index.get("offset").ok().filter(|id| !is_none(pickle, *id)) else {
+                objects.insert(name, location);
                 continue;
             };
-            let location = Location::read(pickle, location)?;
             match locations.entry((name, size(pickle, start)?)) {
                 hash_map::Entry::Vacant(place) => {
                     place.insert(location);
@@ -122,8 +129,56 @@ impl<'p> Manifest<'p> {
                 }
             }
         }
-        Ok(Manifest { entries, locations })
+        for (name, entry) in &mut entries {
+            if let Saved::Object(location) = entry {
+                *location = objects.get(name).copied();
+            }
+        }
+        let paths = fields.get("planner_data").ok();
+        let paths = paths.map(|paths| read_paths(pickle, paths)).transpose()?;
+        Ok(Manifest {
+            entries,
+            paths: paths.unwrap_or_default(),
+            locations,
+        })
     }
+}
+
+/// The keys that lead to each value, as far as they are texts: `{name: (key, ...)}`. A
+/// list gives indices, which stand in the name as they would here.
+fn read_paths<'p>(pickle: &'p Pickle, id: ObjectId) -> Result<HashMap<&'p str, Vec<&'p str>>> {
+    let mut left = MAX_STEPS;
+    let mut paths = HashMap::new();
+    for (name, keys) in pickle.entries(id) {
+        let (Some(name), Some(keys)) = (pickle.as_str(name), pickle.as_tuple(keys)) else {
+            continue;
+        };
+        left = (left.checked_sub(keys.len()))
+            .ok_or_else(|| too_large("its tensors lie in too many dictionaries"))?;
+        check_name(name)?;
+        // The steps are parts of the name, which is all of them joined with dots.
+        let mut rest = name;
+        let steps = keys.iter().enumerate().map(|(at, key)| {
+            let text = match pickle.as_int(*key) {
+                Some(number) => Cow::Owned(number.to_string()),
+                None => Cow::Borrowed(pickle.as_str(*key)?),
+            };
+            if at > 0 {
+                rest = rest.strip_prefix('.')?;
+            }
+            let tail = rest.strip_prefix(&*text)?;
+            let step = &rest[..rest.len() - tail.len()];
+            rest = tail;
+            Some(step)
+        });
+        let steps: Option<Vec<&str>> = steps.collect();
+        if let Some(steps) = steps.filter(|steps| !steps.is_empty())
+            && rest.is_empty()
+        {
+            paths.insert(name, steps);
+        }
+    }
+    Ok(paths)
 }
 
 impl Cut {

@@ -4,6 +4,7 @@
 //! (torch/distributed/checkpoint/metadata.py, filesystem.py).
 
 mod metadata;
+mod tree;
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,21 +12,26 @@ use super::candidate::{Candidate, Holds, Request};
 use super::torch_zip;
 use crate::checkpoint::archive::ArchiveEntry;
 use crate::checkpoint::companions::Companion;
-use crate::checkpoint::contents::{Checkpoint, Other};
+use crate::checkpoint::contents::{Checkpoint, Contents, Other};
 use crate::checkpoint::dtype::ElementType;
 use crate::checkpoint::error::{Error, Result};
+use crate::checkpoint::ledger::{LeftOut, Rule};
 use crate::checkpoint::refusal::{Cause, Refusal, shown, too_large};
-use crate::checkpoint::state_dict::OPTIMIZERS;
 use crate::checkpoint::storage::{Backing, Storage, StorageTable, Tile, Tiling};
 use crate::checkpoint::stream;
 use crate::checkpoint::tensor::{Lazy, Tensor};
+use crate::checkpoint::training;
+use crate::checkpoint::weights::{self, Wanted};
 use crate::source::{self, Source, Span, Tree};
 use metadata::{BoxIndex, Cut, Location, Manifest, Region, Saved};
+use tree::{StateDict, TOP};
 
 pub use metadata::PARTS;
 
 /// Longer metadata are refused: 100,000 boxes take 30 MiB.
 const MAX_METADATA: u64 = 256 << 20;
+/// Objects that are looked into for tensors.
+const MAX_OBJECTS: usize = 10_000;
 /// Pairs of boxes that are compared to see whether they overlap.
 const MAX_PAIRS: u64 = 1 << 28;
 
@@ -38,69 +44,38 @@ pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
 /// Reads the checkpoint whose `.metadata` is the file, and whose boxes lie in its
 /// companions. The names are those of the state dict that was saved.
 pub fn read(request: &Request) -> Result<Checkpoint> {
-    let (source, root) = (request.source, request.root);
+    let source = request.source;
     if source.size() > MAX_METADATA {
         return Err(too_large("its metadata are too long").into());
     }
     let bytes = source.read_at(0, source.size())?;
     let pickle = stream::parse(&bytes)?;
-    let metadata = Manifest::read(&pickle)?;
+    let manifest = Manifest::read(&pickle)?;
+    let mut tree = StateDict::of(&manifest)?;
+    let picked = weights::pick(&mut tree, TOP, request.wanted)?;
     let mut parts = Assembler {
         directory: request.directory,
-        locations: metadata.locations,
+        locations: &manifest.locations,
+        used: HashSet::new(),
         files: Vec::new(),
         checkpoint: Checkpoint::default(),
+        contents: Contents::default(),
         table: StorageTable::default(),
         names: HashSet::new(),
         pairs: 0,
+        objects: 0,
     };
-    let has_state_dict = metadata
-        .entries
-        .iter()
-        .any(|(name, _)| name.starts_with("state_dict."));
-    let below = root.or(has_state_dict.then_some("state_dict"));
-    for (name, entry) in metadata.entries {
-        let Some(path) = below.map_or(Some(name), |root| below_root(name, root)) else {
-            continue;
-        };
-        let top = path.split('.').next().unwrap_or_default();
-        match entry {
-            Saved::Tensor(cut) if !OPTIMIZERS.contains(&top) => {
-                let added = parts.add(path, name, &cut);
-                added.map_err(|error| match error {
-                    Error::Refused(refusal) => refusal.of_tensor(name).into(),
-                    error => error,
-                })?;
-            }
-            Saved::Tensor(_) => parts.other(path, "optimizer state"),
-            Saved::Object => parts.other(path, "object"),
+    if !picked.asked {
+        for beside in &picked.beside {
+            parts.pass_by(&tree, beside.value, &beside.path)?;
         }
     }
-    let mut checkpoint = parts.checkpoint;
-    match (checkpoint.tensors.is_empty(), root) {
-        (true, Some(root)) => Err(no_tensors(format!(
-            "it has nothing at `{}`, which was asked for",
-            shown(root)
-        ))),
-        (true, None) => Err(no_tensors("it holds no tensors".into())),
-        (false, _) => {
-            for part in &parts.files {
-                part.source.check_version()?;
-            }
-            checkpoint.companions = parts.files.into_iter().map(|part| part.file).collect();
-            checkpoint.storages = parts.table.into();
-            Ok(checkpoint)
-        }
+    let name = picked.name.as_deref().unwrap_or("tensor");
+    parts.walk(&tree, picked.value, name)?;
+    if !picked.asked && !picked.path.is_empty() && picked.path != "state_dict" {
+        parts.contents.root = Some(picked.path);
     }
-}
-
-/// What is left of `name` below `root`; a tensor that is the root itself is
-/// called `tensor`.
-fn below_root<'n>(name: &'n str, root: &str) -> Option<&'n str> {
-    match name.strip_prefix(root)? {
-        "" => Some("tensor"),
-        rest => rest.strip_prefix('.'),
-    }
+    parts.finish()
 }
 
 /// A file beside the metadata.
@@ -114,20 +89,172 @@ struct BoxFile {
 /// The tensors, put together from the files beside `.metadata`.
 struct Assembler<'a> {
     directory: &'a dyn Tree,
-    locations: HashMap<BoxIndex<'a>, Location<'a>>,
+    locations: &'a HashMap<BoxIndex<'a>, Location<'a>>,
+    /// Boxes that were read.
+    used: HashSet<BoxIndex<'a>>,
     files: Vec<BoxFile>,
     checkpoint: Checkpoint,
+    contents: Contents,
     table: StorageTable,
-    names: HashSet<&'a str>,
+    names: HashSet<String>,
     /// What was spent of [`MAX_PAIRS`].
     pairs: u64,
+    /// What was spent of [`MAX_OBJECTS`].
+    objects: usize,
 }
 
 impl<'a> Assembler<'a> {
+    /// Adds the tensors at and below `start`, by their paths from there. One that is
+    /// `start` itself is called `name`.
+    fn walk(&mut self, tree: &StateDict<'a>, start: usize, name: &str) -> Result<()> {
+        let mut pending = vec![(start, String::new())];
+        while let Some((node, path)) = pending.pop() {
+            if tree.is_optimizer(node) {
+                self.leave_out(tree, node, &path, Rule::OptimizerState);
+                continue;
+            }
+            match tree.saved(node) {
+                Some((saved_as, Saved::Tensor(cut))) => {
+                    let path = match path.is_empty() {
+                        true => name,
+                        false => &path,
+                    };
+                    let added = self.add(path, saved_as, cut);
+                    added.map_err(|error| match error {
+                        Error::Refused(refusal) => refusal.of_tensor(saved_as).into(),
+                        error => error,
+                    })?;
+                }
+                Some((saved_as, Saved::Object(location))) => {
+                    self.object(&path, saved_as, *location)?;
+                }
+                None => {}
+            }
+            for child in tree.children(node).iter().rev() {
+                let key = tree.key(*child);
+                let below = match path.is_empty() {
+                    true => key.to_string(),
+                    false => format!("{path}.{key}"),
+                };
+                match rule_for(tree, *child, node == start) {
+                    Some(rule) => self.leave_out(tree, *child, &below, rule),
+                    None => pending.push((*child, below)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of a value that the way to the weights leads past.
+    fn pass_by(&mut self, tree: &StateDict<'a>, node: usize, path: &str) -> Result<()> {
+        if let Some(rule) = rule_for(tree, node, true) {
+            self.leave_out(tree, node, path, rule);
+        } else if tree.is_optimizer(node) {
+            self.leave_out(tree, node, path, Rule::OptimizerState);
+        } else if tree.tensors(node).next().is_some() {
+            self.leave_out(tree, node, path, Rule::OtherRoot);
+            self.contents.roots.push(path.to_string());
+        } else {
+            for object in tree.below(node) {
+                if let Some((saved_as, Saved::Object(location))) = tree.saved(object) {
+                    self.object(saved_as, saved_as, *location)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn leave_out(&mut self, tree: &StateDict<'a>, node: usize, path: &str, rule: Rule) {
+        let bytes = tree.tensors(node).map(|tensor| match tree.saved(tensor) {
+            Some((_, Saved::Tensor(cut))) => {
+                let shape = cut.shape.iter();
+                shape.fold(cut.dtype.size(), |bytes, size| bytes.saturating_mul(*size))
+            }
+            _ => 0,
+        });
+        let bytes = bytes.fold(0, u64::saturating_add);
+        self.contents.left_out.push(LeftOut {
+            path: path.to_string(),
+            rule,
+            bytes,
+        });
+    }
+
+    /// Takes note of an object, which must hold no tensors.
+    fn object(&mut self, path: &str, name: &str, location: Option<Location<'a>>) -> Result<()> {
+        self.contents.others.push(Other {
+            path: shown(path),
+            kind: "object".into(),
+            repr: "left out".into(),
+            value: None,
+        });
+        let Some(location) = location else {
+            return Ok(());
+        };
+        self.objects += 1;
+        if self.objects > MAX_OBJECTS {
+            return Err(too_large("it has too many objects that are no tensors").into());
+        }
+        let file = self.file(location.file)?;
+        let part = &self.files[file as usize];
+        let span = Span::new(&part.source, location.offset, location.len).map_err(|_| {
+            let what = "it lies past the end of its file: the file was cut off";
+            Refusal::new(Cause::Malformed, what).of_tensor(name)
+        })?;
+        match torch_zip::read_span(span, Wanted::Rule) {
+            Ok(found) if found.tensors.is_empty() => Ok(()),
+            Ok(_) => Err(Refusal::new(
+                Cause::Unsupported,
+                format!(
+                    "`{}` was saved as one object, with tensors inside that would be lost",
+                    shown(name)
+                ),
+            )
+            .into()),
+            Err(Error::Refused(refusal)) => match refusal.cause() {
+                Cause::NoTensors | Cause::OptimizerState => Ok(()),
+                _ => Err(refusal.of_tensor(name).into()),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    fn finish(mut self) -> Result<Checkpoint> {
+        let no_tensors = |what| Err(Refusal::new(Cause::NoTensors, what).into());
+        if self.contents.tensors.is_empty() {
+            let mut rules = self.contents.left_out.iter();
+            return match rules.find(|entry| !entry.rule.is_no_weights()) {
+                Some(entry) => Err(Refusal::new(
+                    Cause::Unsupported,
+                    format!("all of its tensors would be left out: {}", entry.rule),
+                )
+                .into()),
+                None if self.contents.left_out.is_empty() => no_tensors("it holds no tensors"),
+                None => {
+                    no_tensors("it holds nothing but the states of optimizers and random numbers")
+                }
+            };
+        }
+        for part in &self.files {
+            part.source.check_version()?;
+        }
+        self.checkpoint.companions = self.files.into_iter().map(|part| part.file).collect();
+        let Checkpoint {
+            companions,
+            entries,
+            ..
+        } = self.checkpoint;
+        Ok(Checkpoint {
+            companions,
+            entries,
+            ..self.contents.with(self.table.into())
+        })
+    }
+
     /// Adds a tensor under the name `path`, which was saved as `name`.
-    fn add(&mut self, path: &'a str, name: &'a str, cut: &Cut) -> Result<()> {
+    fn add(&mut self, path: &str, name: &'a str, cut: &Cut) -> Result<()> {
         self.check(cut)?;
-        if path == "__metadata__" || !self.names.insert(path) {
+        if path == "__metadata__" || !self.names.insert(path.to_string()) {
             let what = "its name is taken in safetensors files, or by another tensor";
             return Err(Refusal::new(Cause::Inexpressible, what).into());
         }
@@ -149,21 +276,12 @@ impl<'a> Assembler<'a> {
             }
             _ => whole(dtype, cut, tiles)?,
         };
-        self.checkpoint.tensors.push(Tensor {
+        self.contents.tensors.push(Tensor {
             name: path.to_string(),
             storage: self.table.add(storage)?,
             ..tensor
         });
         Ok(())
-    }
-
-    fn other(&mut self, path: &str, kind: &str) {
-        self.checkpoint.others.push(Other {
-            path: shown(path),
-            kind: kind.into(),
-            repr: "left out".into(),
-            value: None,
-        });
     }
 
     /// The boxes must cover the tensor, each element once.
@@ -213,7 +331,9 @@ impl<'a> Assembler<'a> {
     /// The box `region` of `name`, which is an archive of one tensor.
     fn tile(&mut self, name: &'a str, region: &Region, dtype: ElementType) -> Result<Tile> {
         let malformed = |what| Error::from(Refusal::new(Cause::Malformed, what));
-        let location = self.locations.remove(&(name, region.start.clone()));
+        let index = (name, region.start.clone());
+        let location = self.locations.get(&index);
+        let location = location.filter(|_| self.used.insert(index));
         let location = location.ok_or_else(|| malformed("the place of a box of it is missing"))?;
         let file = self.file(location.file)?;
         let part = &mut self.files[file as usize];
@@ -229,7 +349,7 @@ impl<'a> Assembler<'a> {
             notes,
             entries,
             ..
-        } = torch_zip::read_span(span, None)?;
+        } = torch_zip::read_span(span, Wanted::Rule)?;
         let (Some(tensor), None, true) = (tensors.pop(), tensors.pop(), notes.is_empty()) else {
             return Err(malformed("a box of it is more than a tensor"));
         };
@@ -325,6 +445,12 @@ fn whole(
     Ok((tensor, storage))
 }
 
-fn no_tensors(what: String) -> Error {
-    Refusal::new(Cause::NoTensors, what).into()
+/// The rule by which a value is left out for the name that it goes by. `top` when it
+/// stands beside weights, where trainers put theirs.
+fn rule_for(tree: &StateDict, node: usize, top: bool) -> Option<Rule> {
+    let key = tree.key(node);
+    if top && training::is_optimizer_key(key) {
+        return Some(Rule::OptimizerState);
+    }
+    (training::is_rng_key(key) && tree.is_rng(node)).then_some(Rule::RngState)
 }

@@ -1,0 +1,416 @@
+//! The ledger: what became of every stretch of tensor bytes that a checkpoint refers
+//! to. It is served; or left out by a rule that has a name; or the file is refused.
+//!
+//! Whoever walks a file enters what he serves and what he leaves out. The audit then
+//! goes through everything that can be reached, by any way, and knows nothing of what
+//! the walk understood: what it finds that was not entered would be lost.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::describe::describe;
+use super::objects::{Storages, Torch};
+use super::refusal::{Cause, Refusal, shown, too_large};
+use crate::pickle::{Marks, Object, ObjectId, Pickle};
+
+/// Losses that a refusal names.
+const NAMED: usize = 3;
+/// References to what is left out one by one.
+const MAX_LEFT_OUT: usize = 4 << 20;
+
+/// Why tensor bytes are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Rule {
+    /// What an optimizer keeps of each parameter.
+    OptimizerState,
+    /// The state of a generator of random numbers.
+    RngState,
+    /// A buffer of a module that is not to be saved.
+    UnsavedBuffer,
+    Gradient,
+    /// Of a module; its `state_dict()` does not list it.
+    Attribute,
+    /// A constant of the code of a compiled module.
+    Constant,
+    /// The number of the token that an embedding stands for.
+    Token,
+    /// Another value with weights, which can be asked for by its path.
+    OtherRoot,
+}
+
+impl Rule {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rule::OptimizerState => "optimizer state",
+            Rule::RngState => "RNG state",
+            Rule::UnsavedBuffer => "non-persistent buffer",
+            Rule::Gradient => "gradient",
+            Rule::Attribute => "attribute of a module that is neither parameter nor buffer",
+            Rule::Constant => "constant of a module's code",
+            Rule::Token => "token of an embedding",
+            Rule::OtherRoot => "another set of weights",
+        }
+    }
+
+    /// Whether what is left out could never be weights, whatever else the file holds.
+    pub fn is_no_weights(self) -> bool {
+        matches!(self, Rule::OptimizerState | Rule::RngState)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Tensor bytes that are not served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Dotted path of the value that holds them.
+    pub path: String,
+    pub rule: Rule,
+    /// Bytes that nothing else has.
+    pub bytes: u64,
+}
+
+/// What became of the objects of one pickle.
+pub struct Ledger {
+    /// Tensors that are served, and containers that were walked.
+    accounted: Marks,
+    /// Values that were left out, by what holds them.
+    left_out: HashSet<(ObjectId, ObjectId)>,
+    /// What holds any of them.
+    holders: Marks,
+    /// Values that are left out wherever they stand.
+    closed: Marks,
+    entries: Vec<(ObjectId, LeftOut)>,
+}
+
+impl Ledger {
+    pub fn of(pickle: &Pickle) -> Ledger {
+        Ledger {
+            accounted: Marks::of(pickle),
+            left_out: HashSet::new(),
+            holders: Marks::of(pickle),
+            closed: Marks::of(pickle),
+            entries: Vec::new(),
+        }
+    }
+
+    /// Enters a tensor that is served, or a container whose values are walked.
+    pub fn account(&mut self, id: ObjectId) {
+        self.accounted.insert(id);
+    }
+
+    /// Enters that `value` is left out where `container` holds it; not where anything
+    /// else does.
+    ///
+    /// # Errors
+    /// There are more than a sound file has.
+    pub fn leave_out(
+        &mut self,
+        pickle: &Pickle,
+        container: ObjectId,
+        value: ObjectId,
+        path: &str,
+        rule: Rule,
+    ) -> Result<(), Refusal> {
+        for holder in holders(pickle, container) {
+            self.left_out.insert((holder, value));
+            self.holders.insert(holder);
+        }
+        if self.left_out.len() > MAX_LEFT_OUT {
+            return Err(too_large("it has too many values that are no weights"));
+        }
+        self.enter(value, path, rule);
+        Ok(())
+    }
+
+    /// Enters that what is below `value` is left out wherever it stands: what it is does
+    /// not depend on that.
+    pub fn leave_out_everywhere(&mut self, value: ObjectId, path: &str, rule: Rule) {
+        self.closed.insert(value);
+        self.enter(value, path, rule);
+    }
+
+    fn enter(&mut self, value: ObjectId, path: &str, rule: Rule) {
+        let entry = LeftOut {
+            path: path.to_string(),
+            rule,
+            bytes: 0,
+        };
+        self.entries.push((value, entry));
+    }
+
+    /// Checks that everything below `root` was entered, and sums up what was left out.
+    ///
+    /// # Errors
+    /// What would be lost.
+    pub fn close<S: Storages>(
+        mut self,
+        torch: &Torch<S>,
+        root: ObjectId,
+    ) -> Result<Vec<LeftOut>, Refusal> {
+        // What a dict was written with is quickly gone through; what it holds takes more.
+        if !self.lost(torch, root, Look::AsWritten).is_empty() {
+            let lost = self.lost(torch, root, Look::AsLoaded);
+            if !lost.is_empty() {
+                return Err(self.refusal(torch.pickle(), root, &lost));
+            }
+        }
+        let entries = std::mem::take(&mut self.entries);
+        Ok(sum_up(torch, entries))
+    }
+
+    /// The stretches below `root` that were not entered: the first one, or all.
+    fn lost<S: Storages>(&self, torch: &Torch<S>, root: ObjectId, look: Look) -> Vec<ObjectId> {
+        let pickle = torch.pickle();
+        let mut lost = Vec::new();
+        // Part of an entered tensor is whatever that is made from: it is looked at
+        // again where it stands by itself.
+        let mut seen = [Marks::of(pickle), Marks::of(pickle)];
+        let mut pending = vec![(root, false)];
+        let mut children = Vec::new();
+        while let Some((id, is_part)) = pending.pop() {
+            if is_scalar(pickle.get(id)) || self.closed.contains(id) {
+                continue;
+            }
+            if !seen[usize::from(is_part)].insert(id) {
+                continue;
+            }
+            let is_entered = is_part || self.accounted.contains(id);
+            let is_payload = torch.is_payload(id);
+            let makes_tensor = torch.makes_tensor(id);
+            if (is_payload || makes_tensor) && !is_entered && !torch.is_read_array(id) {
+                lost.push(id);
+                match look {
+                    Look::AsWritten => return lost,
+                    Look::AsLoaded => continue,
+                }
+            }
+            if is_payload {
+                continue;
+            }
+            children.clear();
+            match look {
+                Look::AsWritten => pickle.get(id).push_children(&mut children),
+                Look::AsLoaded => push_loaded(pickle, id, &mut children),
+            }
+            let has_left_out = self.holders.contains(id);
+            let are_parts = makes_tensor || is_part && pickle.as_tuple(id).is_some();
+            let wanted = children.iter().filter(|child| {
+                let is_left_out = || self.left_out.contains(&(id, **child));
+                !(has_left_out && is_left_out())
+            });
+            pending.extend(wanted.map(|child| (*child, are_parts)));
+        }
+        lost
+    }
+
+    /// Says what would be lost: the objects that hold it, which were not walked.
+    fn refusal(&self, pickle: &Pickle, root: ObjectId, lost: &[ObjectId]) -> Refusal {
+        let parents = self.parents(pickle, root);
+        let mut named: Vec<(String, String)> = Vec::new();
+        for id in lost {
+            let mut way = vec![*id];
+            while let Some(parent) = parents.get(way.last().unwrap_or(id)) {
+                way.push(*parent);
+            }
+            way.reverse();
+            let at = way.iter().position(|id| self.is_opaque(pickle, *id));
+            let way = way.get(..=at.unwrap_or(way.len() - 1)).unwrap_or(&way);
+            let (kind, _) = describe(pickle, *way.last().unwrap_or(id));
+            let name = (dotted(pickle, way), kind);
+            if !named.contains(&name) {
+                named.push(name);
+            }
+        }
+        let more = named.len().saturating_sub(NAMED);
+        let named = named.iter().take(NAMED);
+        let named = named.map(|(path, kind)| match path.is_empty() {
+            true => format!("it is an object of class {kind}"),
+            false => format!("`{}` is an object of class {kind}", shown(path)),
+        });
+        let named: Vec<String> = named.collect();
+        let more = match more {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        Refusal::new(
+            Cause::Unsupported,
+            format!(
+                "{}{more}, with tensors inside that would be lost",
+                named.join(", ")
+            ),
+        )
+    }
+
+    /// Whether the walk did not go into this object.
+    fn is_opaque(&self, pickle: &Pickle, id: ObjectId) -> bool {
+        let is_made = matches!(pickle.get(id), Object::Call(_) | Object::Persistent(_));
+        is_made && !self.accounted.contains(id)
+    }
+
+    /// By which object each was reached from `root` first.
+    fn parents(&self, pickle: &Pickle, root: ObjectId) -> HashMap<ObjectId, ObjectId> {
+        let mut parents = HashMap::new();
+        let mut level = vec![root];
+        let mut seen = Marks::of(pickle);
+        seen.insert(root);
+        while !level.is_empty() {
+            let mut next = Vec::new();
+            for id in level {
+                let mut children = Vec::new();
+                push_loaded(pickle, id, &mut children);
+                let has_left_out = self.holders.contains(id);
+                for child in children {
+                    if has_left_out && self.left_out.contains(&(id, child)) {
+                        continue;
+                    }
+                    if !is_scalar(pickle.get(child)) && seen.insert(child) {
+                        parents.insert(child, id);
+                        next.push(child);
+                    }
+                }
+            }
+            level = next;
+        }
+        parents
+    }
+}
+
+/// How dicts are gone through.
+#[derive(Clone, Copy)]
+enum Look {
+    /// Everything that was ever set in them.
+    AsWritten,
+    /// The last value of each key.
+    AsLoaded,
+}
+
+/// As [`Object::push_children`], without the values of dicts that others replaced.
+fn push_loaded(pickle: &Pickle, id: ObjectId, children: &mut Vec<ObjectId>) {
+    let entries = pickle.entries(id).into_iter();
+    let entries = entries.flat_map(|(key, value)| [key, value]);
+    match pickle.get(id) {
+        Object::Dict(_) => children.extend(entries),
+        Object::Call(call) => {
+            children.extend([call.callable, call.args]);
+            children.extend(call.kwargs);
+            children.extend(&call.state);
+            children.extend(&call.appended);
+            children.extend(entries);
+        }
+        object => object.push_children(children),
+    }
+}
+
+/// Counts the bytes of each entry that neither a tensor that is served nor an entry
+/// before it has.
+fn sum_up<S: Storages>(torch: &Torch<S>, entries: Vec<(ObjectId, LeftOut)>) -> Vec<LeftOut> {
+    if entries.is_empty() {
+        return Vec::new();
+    }
+    let pickle = torch.pickle();
+    let mut seen = Marks::of(pickle);
+    let mut keys = HashSet::new();
+    for id in torch.read_payloads() {
+        seen.insert(id);
+        keys.extend(torch.storage_key(id));
+    }
+    let mut pending = Vec::new();
+    let summed = entries.into_iter().filter_map(|(value, mut entry)| {
+        // An attribute may be another name of what is served.
+        let mut is_some = !matches!(entry.rule, Rule::Attribute | Rule::UnsavedBuffer);
+        pending.push(value);
+        while let Some(id) = pending.pop() {
+            if is_scalar(pickle.get(id)) || !seen.insert(id) {
+                continue;
+            }
+            if !torch.is_payload(id) {
+                pickle.get(id).push_children(&mut pending);
+                continue;
+            }
+            is_some = true;
+            // A storage is another object wherever it is named.
+            if torch.storage_key(id).is_none_or(|key| keys.insert(key)) {
+                entry.bytes = entry.bytes.saturating_add(torch.payload_len(id));
+            }
+        }
+        is_some.then_some(entry)
+    });
+    summed.collect()
+}
+
+/// The objects that a container's values are written in: itself, its states and
+/// their halves, its arguments, and the pairs that a dict of Python 2 is made from.
+fn holders(pickle: &Pickle, container: ObjectId) -> Vec<ObjectId> {
+    let mut holders = vec![container];
+    let Object::Call(call) = pickle.get(container) else {
+        return holders;
+    };
+    let mut add = |id: ObjectId| {
+        holders.push(id);
+        match pickle.get(id) {
+            Object::Tuple(items) => holders.extend(items.iter()),
+            Object::List(items) => holders.extend(items),
+            Object::Dict(items) => holders.extend(items.iter().map(|(_, value)| *value)),
+            _ => {}
+        }
+    };
+    for state in &call.state {
+        add(*state);
+    }
+    add(call.args);
+    for argument in pickle.as_tuple(call.args).unwrap_or_default() {
+        add(*argument);
+    }
+    holders
+}
+
+fn is_scalar(object: &Object) -> bool {
+    !matches!(
+        object,
+        Object::Tuple(_)
+            | Object::List(_)
+            | Object::Dict(_)
+            | Object::Set(_)
+            | Object::FrozenSet(_)
+            | Object::Call(_)
+            | Object::Persistent(_)
+    )
+}
+
+/// The dotted path along these objects, each of which is in the one before it. What
+/// stands between an object and its values has no name.
+fn dotted(pickle: &Pickle, way: &[ObjectId]) -> String {
+    let mut path = String::new();
+    for (holder, held) in way.iter().zip(way.iter().skip(1)) {
+        let index = |items: &[ObjectId]| {
+            let at = items.iter().position(|item| item == held);
+            at.map(|at| at.to_string())
+        };
+        let key = |items: &[(ObjectId, ObjectId)]| {
+            let found = items.iter().rev().find(|(_, value)| value == held)?;
+            let key = pickle.as_str(found.0).map(str::to_string);
+            key.or_else(|| Some(pickle.as_int(found.0)?.to_string()))
+        };
+        let step = match pickle.get(*holder) {
+            Object::Dict(items) => key(items),
+            Object::Call(call) => key(&call.items).or_else(|| index(&call.appended)),
+            Object::List(items) => index(items),
+            _ => None,
+        };
+        if let Some(step) = step {
+            if !path.is_empty() {
+                path.push('.');
+            }
+            path.push_str(&step);
+        }
+    }
+    path
+}
