@@ -105,11 +105,11 @@ fn counting(dtype: Dtype) -> Option<Count> {
             })
         },
         Dtype::F16 => |a, b| floats(a, b, |bytes| small(u16::from_le_bytes(bytes).into(), F16)),
-        Dtype::F8_E5M2 => |a, b| floats(a, b, |[byte]| small(byte.into(), E5M2)),
-        Dtype::F8_E4M3 => |a, b| floats(a, b, |[byte]| small(byte.into(), E4M3)),
-        Dtype::F8_E5M2FNUZ => |a, b| floats(a, b, |[byte]| small(byte.into(), E5M2FNUZ)),
-        Dtype::F8_E4M3FNUZ => |a, b| floats(a, b, |[byte]| small(byte.into(), E4M3FNUZ)),
-        Dtype::F8_E8M0 => |a, b| floats(a, b, |[byte]| power_of_two(byte)),
+        Dtype::F8_E5M2 => |a, b| bytes(a, b, |byte| small(byte.into(), E5M2)),
+        Dtype::F8_E4M3 => |a, b| bytes(a, b, |byte| small(byte.into(), E4M3)),
+        Dtype::F8_E5M2FNUZ => |a, b| bytes(a, b, |byte| small(byte.into(), E5M2FNUZ)),
+        Dtype::F8_E4M3FNUZ => |a, b| bytes(a, b, |byte| small(byte.into(), E4M3FNUZ)),
+        Dtype::F8_E8M0 => |a, b| bytes(a, b, power_of_two),
         Dtype::F4 => nibbles,
         Dtype::C64 => complex,
         _ => return None,
@@ -150,6 +150,15 @@ fn floats<const N: usize>(a: &[u8], b: &[u8], value: impl Fn([u8; N]) -> f64) ->
         tally.add(a.is_nan(), b.is_nan(), || (a - b).abs());
     }
     tally.finish()
+}
+
+/// Floats of eight bits, of which there are few enough to know all values beforehand.
+fn bytes(a: &[u8], b: &[u8], value: impl Fn(u8) -> f64) -> Tally {
+    let mut values = [0.0; 256];
+    for (byte, place) in (0..=u8::MAX).zip(&mut values) {
+        *place = value(byte);
+    }
+    floats(a, b, |[byte]| values[usize::from(byte)])
 }
 
 /// The distance of two complex numbers is the modulus of their difference; one with a
@@ -271,16 +280,18 @@ fn small(bits: u32, of: Small) -> f64 {
         Special::NegativeZero if bits == sign_bit => return f64::NAN,
         _ => {}
     }
+    // Weights are of either sign, and small ones below the normal numbers: nothing here
+    // depends on a guess of a processor, nor on its slow path for such numbers.
+    let normal = f32::from_bits((magnitude << (23 - of.mantissa)) + ((127 - of.bias) << 23));
+    let step = f32::from_bits((127 + 1 - of.bias - of.mantissa) << 23);
+    let subnormal = magnitude as f32 * step;
     let value = match of.special {
-        Special::Ieee if magnitude == infinite => f64::INFINITY,
-        _ => {
-            // With the fields where those of an f32 are, the value is right but for the
-            // bias: also that of a subnormal number.
-            let scale = f32::from_bits((127 + 127 - of.bias) << 23);
-            f64::from(f32::from_bits(magnitude << (23 - of.mantissa)) * scale)
-        }
+        Special::Ieee if magnitude == infinite => f32::INFINITY,
+        _ if magnitude >> of.mantissa == 0 => subnormal,
+        _ => normal,
     };
-    if bits & sign_bit == 0 { value } else { -value }
+    let sign = (bits & sign_bit) << (31 - of.exponent - of.mantissa);
+    f32::from_bits(value.to_bits() | sign).into()
 }
 
 /// `F8_E8M0` is an exponent alone; its last value is NaN.

@@ -100,14 +100,20 @@ fn differences_come_by_name() {
     assert_eq!((comparison.equal, comparison.equal_bytes), (1, 4));
 }
 
-/// Names of tied weights: what A holds, a pickle in which all of `tied` are one tensor;
-/// what B holds and says in its metadata; what differs.
+/// A pickle in which all of these are one tensor; what a native file holds, and what its
+/// metadata say; what differs.
+type Case<'a> = (
+    &'a [&'a str],
+    &'a [(&'a str, &'a [f32])],
+    &'a [(&'a str, &'a str)],
+    &'a [&'a str],
+);
+
 #[test]
 fn whichever_tied_name_is_kept() {
     const T: &[f32] = &[1.0, 2.0];
     const OTHER: &[f32] = &[1.0, 9.0];
-    type Vectors<'a> = &'a [(&'a str, &'a [f32])];
-    let cases: &[(&[&str], Vectors, &[(&str, &str)], &[&str])] = &[
+    let cases: &[Case] = &[
         (&["head", "wte"], &[("wte", T)], &[], &[]),
         (&["head", "wte"], &[("head", T)], &[], &[]),
         (&["head", "wte"], &[("head", T), ("wte", T)], &[], &[]),
