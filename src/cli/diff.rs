@@ -20,6 +20,9 @@ use crate::convert::{self, Reader};
 /// which tensors only one of them has, and which differ in type, shape or bytes. It does
 /// not matter which names of tied weights a file has kept.
 ///
+/// Elements differ when their bits do. The largest difference is that of two numbers, NaN
+/// being none; of complex numbers it is the modulus.
+///
 /// Exit status: 0 the same weights, 1 different ones, 2 trouble.
 #[derive(Args)]
 #[command(after_help = "Example:\n  stfs diff pytorch_model.bin model.safetensors")]
@@ -29,6 +32,9 @@ pub struct Arguments {
     /// What to compare it with
     pub b: PathBuf,
     /// Print JSON: one object with all differences
+    ///
+    /// The largest difference of a tensor is a number, or "inf", or null where no two
+    /// numbers differ: bits of NaN, or of types whose elements are not told apart.
     #[arg(long)]
     pub json: bool,
     /// Take the tensors below this dotted path of checkpoints, such as `ema`
