@@ -1,6 +1,8 @@
 //! Named tensors become safetensors files, against the safetensors crate and
 //! plain references.
 
+#[path = "convert/compare.rs"]
+mod compare;
 #[path = "convert/gather.rs"]
 mod gather;
 #[path = "convert/header.rs"]

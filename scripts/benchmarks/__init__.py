@@ -11,6 +11,7 @@
 * tree: mounting, listing and searching 10,000 small checkpoints, against the source itself
 * distance: the first `ls -l` of a 1 GB checkpoint behind 30 ms, and what it reads, against the least there is to read
 * verifying: `stfs cache verify` of 400 checkpoints in one directory, against reading both files
+* diff: `stfs diff` of a checkpoint and its converted form, against cmp of two files of that size
 * indexes: an index of 20,000 tensors, first and later, and the memory that four of 14 MiB take
 * pressure (with --big): a model of half the memory is streamed, then another is loaded
 

@@ -15,6 +15,7 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 from . import __doc__ as description
 from . import (
+    comparing,
     distance,
     indexes,
     loading,
@@ -44,6 +45,7 @@ SECTIONS = {
     "tree": tree.run,
     "distance": distance.run,
     "verifying": verifying.run,
+    "diff": comparing.run,
     "indexes": indexes.run,
     "pressure": pressure.run,
 }

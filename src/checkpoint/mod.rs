@@ -33,7 +33,7 @@ pub use contents::{Checkpoint, Other};
 pub use dtype::{Numeric, numeric};
 pub use error::{Error, Result};
 pub use formats::distributed::PARTS;
-pub use formats::safetensors::{MAX_HEADER, NativeTensor, native};
+pub use formats::safetensors::{MAX_HEADER, NativeTensor, native, native_ties};
 pub use formats::{Format, Holds};
 pub use ledger::{LeftOut, Rule};
 pub use refusal::{Cause, Refusal};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::{Failure, FileError, Printable};
+use super::{Failure, FileError, Printable, finish, shape};
 use crate::convert::{self, Plan};
 
 /// List the tensors of a checkpoint
@@ -36,11 +36,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         true => writeln!(out, "{:#}", describe(arguments, plan)),
         false => table(&mut out, plan),
     };
-    match written.and_then(|()| out.flush()) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        done => Ok(done?),
-    }
+    Ok(finish(written.and_then(|()| out.flush()))?)
 }
 
 fn table(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
@@ -121,9 +117,4 @@ fn describe(arguments: &Arguments, plan: &Plan) -> serde_json::Value {
         "others": others,
         "others_unlisted": plan.unlisted(),
     })
-}
-
-fn shape(shape: &[u64]) -> String {
-    let sizes: Vec<String> = shape.iter().map(u64::to_string).collect();
-    format!("[{}]", sizes.join(", "))
 }

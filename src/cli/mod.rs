@@ -6,8 +6,10 @@ mod cache_options;
 mod cat;
 mod conversions;
 mod convert;
+mod diff;
 mod ls;
 mod mount;
+mod progress;
 mod status;
 mod umount;
 mod warm;
@@ -56,6 +58,7 @@ enum Command {
     Ls(ls::Arguments),
     Cat(cat::Arguments),
     Convert(convert::Arguments),
+    Diff(diff::Arguments),
     Warm(warm::Arguments),
     Status(status::Arguments),
     #[command(subcommand)]
@@ -69,6 +72,10 @@ enum Failure {
     Usage(String),
     /// It could not be done. Exit status 1.
     Failed(Box<dyn Error + Send + Sync>),
+    /// It was done, and what was compared is not the same: that was said. Exit status 1.
+    Different,
+    /// It could not be done, where 1 says something else. Exit status 2.
+    Trouble(Box<dyn Error + Send + Sync>),
 }
 
 impl<E: Error + Send + Sync + 'static> From<E> for Failure {
@@ -111,8 +118,22 @@ fn write_bytes(file: &mut File, bytes: &Bytes) -> io::Result<usize> {
     Ok(bytes.len())
 }
 
+/// What became of output to a pipe: whoever closes it has seen enough.
+fn finish(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
+
+/// A shape as people read it.
+fn shape(shape: &[u64]) -> String {
+    let sizes: Vec<String> = shape.iter().map(u64::to_string).collect();
+    format!("[{}]", sizes.join(", "))
+}
+
 /// Runs the command line of this process. Exit status 0: done; 1: failed; 2:
-/// wrong usage.
+/// wrong usage. `diff` has those of diff(1).
 pub fn run() -> ExitCode {
     let line = CommandLine::parse();
     let level = match line.verbose {
@@ -133,6 +154,7 @@ pub fn run() -> ExitCode {
         Command::Ls(arguments) => ls::run(&arguments),
         Command::Cat(arguments) => cat::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
+        Command::Diff(arguments) => diff::run(&arguments),
         Command::Warm(arguments) => warm::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Cache(command) => cache::run(&command),
@@ -142,6 +164,11 @@ pub fn run() -> ExitCode {
         Err(Failure::Failed(error)) => {
             say(error);
             ExitCode::FAILURE
+        }
+        Err(Failure::Different) => ExitCode::FAILURE,
+        Err(Failure::Trouble(error)) => {
+            say(error);
+            ExitCode::from(2)
         }
         Err(Failure::Usage(message)) => CommandLine::command()
             .error(clap::error::ErrorKind::ArgumentConflict, message)

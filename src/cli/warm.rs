@@ -1,16 +1,16 @@
 //! `stfs warm`.
 
-use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
 use super::cache_options::CacheOptions;
 use super::conversions::{self, Conversion};
+use super::progress::progress_bar;
 use super::{Failure, say};
 use crate::cache::{Promotion, Store};
 
@@ -58,7 +58,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let all = || work.iter().flat_map(|(_, conversions)| conversions);
     let (count, total) = (all().count(), all().map(|conversion| conversion.size).sum());
-    let bar = progress_bar(total, arguments.quiet);
+    let bar = progress_bar(total, !arguments.quiet);
     let (mut failed, mut before) = (0, 0);
     for (store, conversions) in &work {
         for conversion in conversions {
@@ -118,21 +118,5 @@ fn tell(quiet: bool, bar: &ProgressBar, conversion: &Conversion, promotion: Prom
     };
     if !quiet {
         bar.suspend(|| about(what));
-    }
-}
-
-/// Bytes, rate and time left, where somebody sees them.
-fn progress_bar(total: u64, quiet: bool) -> ProgressBar {
-    let target = match !quiet && std::io::stderr().is_terminal() {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
-    };
-    let bar = ProgressBar::with_draw_target(Some(total), target);
-    let style = ProgressStyle::with_template(
-        "{wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left\n{wide_msg}",
-    );
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
     }
 }

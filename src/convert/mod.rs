@@ -2,7 +2,9 @@
 //! from, what it is called.
 
 mod boxes;
+pub mod compare;
 mod decoded;
+mod elements;
 mod extent;
 mod files;
 mod header;

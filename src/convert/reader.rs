@@ -7,12 +7,12 @@ use lru::LruCache;
 
 use super::extent::{Assembled, Extent};
 use super::files::Files;
-use super::plan::Plan;
+use super::plan::{Plan, Planned};
 use crate::source::{Bytes, Result, Rights, Source};
 
 /// Assembled tensors are put together in blocks of about this many bytes, so that
 /// reads in sequence visit each stretch of the source once.
-const BLOCK: u64 = 4 << 20;
+pub const BLOCK: u64 = 4 << 20;
 /// Blocks kept for the reads that follow.
 const BLOCKS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
@@ -99,6 +99,33 @@ impl Reader {
         let end = offset.saturating_add(len as u64).min(self.plan.size());
         out.clear();
         self.put_together(offset.min(end), end, out)
+    }
+
+    /// Bytes `[offset, offset + len)` of a tensor of the plan, in `buffer`, which is
+    /// kept from call to call: nothing is allocated or cleared for bytes that lie in
+    /// the source. They are right only if [`Reader::check`] succeeds afterwards.
+    pub fn read_unchecked<'b>(
+        &self,
+        tensor: &Planned,
+        offset: u64,
+        len: usize,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<&'b [u8]> {
+        match tensor.extent {
+            Extent::Direct(from) => {
+                if buffer.len() < len {
+                    buffer.resize(len, 0);
+                }
+                let bytes = &mut buffer[..len];
+                self.source()
+                    .read_exact_at(bytes, from.saturating_add(offset))?;
+                Ok(bytes)
+            }
+            Extent::Assembled(_) => {
+                self.read_to(tensor.start.saturating_add(offset), len, buffer)?;
+                Ok(buffer)
+            }
+        }
     }
 
     /// How the bytes `[offset, offset + len)` of the converted file begin, cut at

@@ -23,8 +23,42 @@ pub struct NativeTensor {
     pub len: u64,
 }
 
+/// The metadata entry that every converter writes; it names no tensor.
+const FORMAT: &str = "format";
+
 /// The tensors of a native safetensors file, in the order of their bytes.
 pub fn native(source: &Source) -> Result<Vec<NativeTensor>> {
+    let (metadata, start) = header(source)?;
+    let tensors = metadata.offset_keys().into_iter().filter_map(|name| {
+        let info = metadata.info(&name)?;
+        let (begin, end) = info.data_offsets;
+        Some(NativeTensor {
+            dtype: info.dtype,
+            shape: info.shape.iter().map(|&size| size as u64).collect(),
+            offset: start + begin as u64,
+            len: (end - begin) as u64,
+            name,
+        })
+    });
+    Ok(tensors.collect())
+}
+
+/// Names that a native safetensors file has none of its tensors under, each with the
+/// tensor that it says stands for it: converters drop all names but one of tied
+/// weights, and keep the others in the metadata.
+pub fn native_ties(source: &Source) -> Result<Vec<(String, String)>> {
+    let (metadata, _) = header(source)?;
+    let entries = metadata.metadata().iter().flatten();
+    let ties = entries.filter(|(dropped, kept)| {
+        *dropped != FORMAT && metadata.info(dropped).is_none() && metadata.info(kept).is_some()
+    });
+    Ok(ties
+        .map(|(dropped, kept)| (dropped.clone(), kept.clone()))
+        .collect())
+}
+
+/// The header, and where the data begin, in bytes from the start of the file.
+fn header(source: &Source) -> Result<(Metadata, u64)> {
     let broken = |what: String| Refusal::new(Cause::Malformed, what);
     if source.size() < 8 {
         return Err(broken("the safetensors file is shorter than its length field".into()).into());
@@ -51,16 +85,5 @@ pub fn native(source: &Source) -> Result<Vec<NativeTensor>> {
         ))
         .into());
     }
-    let tensors = metadata.offset_keys().into_iter().filter_map(|name| {
-        let info = metadata.info(&name)?;
-        let (begin, end) = info.data_offsets;
-        Some(NativeTensor {
-            dtype: info.dtype,
-            shape: info.shape.iter().map(|&size| size as u64).collect(),
-            offset: start + begin as u64,
-            len: (end - begin) as u64,
-            name,
-        })
-    });
-    Ok(tensors.collect())
+    Ok((metadata, start))
 }
