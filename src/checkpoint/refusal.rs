@@ -110,8 +110,8 @@ impl Refusal {
                  contiguous copies."
             }
             Cause::Part => {
-                "Have the parts of all ranks put together, as DeepSpeed's zero_to_fp32.py does, which \
-                 lies beside its checkpoints; that loads them, so only where you trust their author."
+                "Have the parts of all ranks put together (a script that does, such as DeepSpeed's, \
+                 loads them: only where you trust their author)."
             }
             Cause::Names => {
                 "Ask whoever made it to save it under keys that are text, and differ from each other \

@@ -100,7 +100,7 @@ fn harmless<'p>(
     pickle: std::result::Result<Pickle<'p>, ParseError<source::Error>>,
 ) -> Result<Pickle<'p>> {
     let pickle = pickle.map_err(refuse)?;
-    match verdict::find(pickle.imports()) {
+    match verdict::find_in(&pickle) {
         Some(attack) => Err(attack.into()),
         None => Ok(pickle),
     }

@@ -51,12 +51,18 @@ const RNG_SIZES: &[u64] = &[16, 24, 28, 44, 816, 5048, 5056, 824_000, 824_008, 8
 
 /// Whether trainers keep states of generators of random numbers under this key.
 pub fn is_rng_key(key: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "generator",
+        "generators",
+        "random",
+        "rng",
+        "rngs",
+        "seed",
+        "seeds",
+    ];
     let key = key.to_ascii_lowercase();
     let mut words = key.split(|letter: char| !letter.is_ascii_alphanumeric());
-    words.any(|word| matches!(word, "rng" | "rngs" | "generator" | "generators"))
-        || key.contains("random_state")
-        || key.contains("rng_state")
-        || key.contains("rngstate")
+    words.any(|word| WORDS.contains(&word)) || key.contains("rng_state") || key.contains("rngstate")
 }
 
 /// Whether a tensor under a key of [`is_rng_key`] is such a state: `shape` of bytes.

@@ -1,9 +1,11 @@
 //! Imports that a file of weights has no use for. Nothing is ever imported, so
 //! this list guards nothing; it is what lets a refusal call an attack by its name.
 
+use std::collections::HashSet;
+
 use super::objects;
 use super::refusal::{Cause, Refusal, shown};
-use crate::pickle::{Import, Object, ObjectId, Pickle};
+use crate::pickle::{Call, CallKind, Import, Object, ObjectId, Pickle};
 
 /// Modules whose every name is meant to act on the machine; submodules included.
 const MODULES: &[&str] = &[
@@ -109,32 +111,99 @@ const NAMES: &[&str] = &[
     "uuid._get_command_stdout",
 ];
 
-/// The first import that makes a pickle an attack. What Paddle saves imports
-/// `eval`, for one harmless purpose.
+/// The first import that makes a pickle an attack. What Paddle saves imports `eval`, for
+/// one harmless purpose, and what dill saves `setattr`.
 pub fn find_in(pickle: &Pickle) -> Option<Refusal> {
-    let is_eval = |import: &&Import| &*import.name == "eval" && is_dangerous(import);
-    let evals = pickle.imports().iter().any(|import| is_eval(&import));
-    let harmless = evals && only_evaluates_arrays(pickle);
+    let has = |name| {
+        let mut imports = pickle.imports().iter();
+        imports.any(|import| &*import.name == name && is_dangerous(import))
+    };
+    let mut harmless = Vec::new();
+    if has("eval") && only_evaluates_arrays(pickle) {
+        harmless.push("eval");
+    }
+    if has("setattr") && only_completes_classes(pickle) {
+        harmless.push("setattr");
+    }
     let imports = pickle.imports().iter();
-    find(imports.filter(|import| !(harmless && is_eval(import))))
+    find(imports.filter(|import| !harmless.contains(&&*import.name)))
 }
 
 /// Whether all that happens to `eval` in the pickle, anywhere, are calls that
 /// return an array.
 fn only_evaluates_arrays(pickle: &Pickle) -> bool {
-    let is_eval = |id: ObjectId| {
-        let global = pickle.global(id);
-        matches!(global, Some((_, "eval")))
+    let is_eval = |id| is_named(pickle, id, "eval");
+    mentions(pickle, is_eval).all(|(object, mentions)| {
+        mentions == 1
+            && matches!(object, Object::Call(call) if objects::evaluated(pickle, call).is_some())
+    })
+}
+
+/// Whether all that happens to `setattr` in the pickle is what dill fills the classes
+/// and cells with that it makes: `setattr(class, name, value)`, or the same by way of
+/// `getattr(_dill, "_setattr", setattr)`.
+fn only_completes_classes(pickle: &Pickle) -> bool {
+    let reduced = |id: ObjectId| {
+        let call = pickle.as_call(id);
+        call.filter(|call| call.kind == CallKind::Reduce)
+    };
+    let is_setattr = |id| is_named(pickle, id, "setattr");
+    let gets_setattr = |id: ObjectId| {
+        let Some(call) = reduced(id) else {
+            return false;
+        };
+        let [dill, _, default] = pickle.as_tuple(call.args).unwrap_or_default() else {
+            return false;
+        };
+        is_named(pickle, call.callable, "getattr")
+            && pickle.global(*dill) == Some(("dill", "_dill"))
+            && is_setattr(*default)
+    };
+    let getters: HashSet<ObjectId> = pickle.ids().filter(|id| gets_setattr(*id)).collect();
+    let args = getters.iter().filter_map(|id| Some(reduced(*id)?.args));
+    let args: HashSet<ObjectId> = args.collect();
+    let made_by_dill = |id: ObjectId| {
+        let maker = reduced(id).and_then(|call| pickle.global(call.callable));
+        matches!(maker, Some(("dill._dill", "_create_type" | "_create_cell")))
+    };
+    let completes = |call: &Call| {
+        let args = pickle.as_tuple(call.args).unwrap_or_default();
+        matches!(args, [made, _, _] if made_by_dill(*made))
     };
     let mut held = Vec::new();
     pickle.ids().all(|id| {
+        held.clear();
+        pickle.get(id).push_children(&mut held);
+        let sets = |id: ObjectId| is_setattr(id) || getters.contains(&id);
+        if held.iter().any(|id| args.contains(id)) && !getters.contains(&id) {
+            return false;
+        }
+        match held.iter().filter(|id| sets(**id)).count() {
+            0 => true,
+            1 if args.contains(&id) => true,
+            1 => reduced(id).is_some_and(|call| sets(call.callable) && completes(call)),
+            _ => false,
+        }
+    })
+}
+
+/// Whether the object is an import of this name, wherever from.
+fn is_named(pickle: &Pickle, id: ObjectId, name: &str) -> bool {
+    matches!(pickle.global(id), Some((_, known)) if known == name)
+}
+
+/// The objects that hold one that `is_wanted`, and how often.
+fn mentions<'p>(
+    pickle: &'p Pickle<'p>,
+    is_wanted: impl Fn(ObjectId) -> bool,
+) -> impl Iterator<Item = (&'p Object<'p>, usize)> {
+    let mut held = Vec::new();
+    pickle.ids().filter_map(move |id| {
         let object = pickle.get(id);
         held.clear();
         object.push_children(&mut held);
-        let mentions = held.iter().filter(|held| is_eval(**held)).count();
-        mentions == 0
-            || mentions == 1
-                && matches!(object, Object::Call(call) if objects::evaluated(pickle, call).is_some())
+        let mentions = held.iter().filter(|held| is_wanted(**held)).count();
+        (mentions > 0).then_some((object, mentions))
     })
 }
 

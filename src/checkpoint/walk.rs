@@ -20,7 +20,7 @@ use super::objects::{Composed, Entries, GRADIENT, Kind, Label, Map, Meaning, Sto
 use super::refusal::{Cause, Refusal, shown, too_large};
 use super::training;
 use super::weights::{self, Entry, Picked, Values, Wanted};
-use crate::pickle::{Marks, Object, ObjectId, Str};
+use crate::pickle::{Marks, Object, ObjectId, Pickle, Str};
 
 /// Looks at the values of a file before it is taken for an attack: so many for
 /// each of its values, and so many besides. Few values of a sound file are in
@@ -385,7 +385,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 return Err(too_large("one of its names is longer than any file name"));
             }
             if self.reaches_bytes(child)? || self.reaches_bytes(*key)? {
-                let (kind, repr) = describe(pickle, *key);
+                let (kind, repr) = (describe(pickle, *key).0, key_text(pickle, *key));
                 let place = match self.path.is_empty() {
                     true => String::new(),
                     false => format!(" below `{}`", shown(&self.path)),
@@ -393,12 +393,8 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 return Err(Refusal::new(
                     Cause::Names,
                     format!(
-                        "a tensor{place} has the key {}, a {kind}, which is neither Unicode text \
-                         nor a whole number",
-                        match repr.is_empty() {
-                            true => "of a class of its own".into(),
-                            false => repr,
-                        }
+                        "a tensor{place} has the key {repr}, of type {kind}, which is neither \
+                         Unicode text nor a whole number"
                     ),
                 ));
             }
@@ -857,11 +853,36 @@ impl<'p, S: Storages> Values<'p> for Walk<'_, 'p, S> {
     }
 }
 
+/// A key that is no text, as Python would show it, about: the parts of a tuple, and
+/// what an object of another class was made from.
+fn key_text(pickle: &Pickle, key: ObjectId) -> String {
+    const PARTS: usize = 4;
+    let simple = |id: ObjectId| match pickle.get(id) {
+        Object::Call(_) => "...".to_string(),
+        _ => describe(pickle, id).1,
+    };
+    let several = |items: &[ObjectId]| {
+        let shown = items.iter().take(PARTS).map(|item| simple(*item));
+        let shown: Vec<String> = shown.collect();
+        let more = if items.len() > PARTS { ", ..." } else { "" };
+        format!("({}{more})", shown.join(", "))
+    };
+    match pickle.get(key) {
+        Object::Tuple(items) => several(items),
+        Object::Call(call) => {
+            let (class, _) = describe(pickle, key);
+            let args = pickle.as_tuple(call.args).unwrap_or_default();
+            format!("{class}{}", several(args))
+        }
+        _ => simple(key),
+    }
+}
+
 fn over_and_over() -> Refusal {
     too_large("it refers to the same values over and over")
 }
 
-fn no_tensors(pickle: &crate::pickle::Pickle, id: ObjectId) -> Refusal {
+fn no_tensors(pickle: &Pickle, id: ObjectId) -> Refusal {
     let (kind, _) = describe(pickle, id);
     let what = match pickle.get(id) {
         Object::Dict(_) | Object::List(_) | Object::Tuple(_) => "it holds no tensors".to_string(),

@@ -126,6 +126,7 @@ fn as_json(item: &Item) -> serde_json::Value {
     json!({
         "name": item.name.hex(),
         "source": item.source.to_string_lossy(),
+        "root": item.root,
         "bytes": item.size,
         "last_used": since.map_or(0, |since| since.as_secs()),
         "in_use": item.in_use,
@@ -192,7 +193,7 @@ fn check(
             },
         }
     };
-    match conversions::conversion(&view, &item.source) {
+    match conversions::conversion(&view, &item.source, item.root.as_deref()) {
         Ok(conversion) if conversion.name == item.name => {
             let reader = view.reader(&conversion.node)?;
             Ok(Some(store.verify(&item.name, &reader)?))

@@ -88,15 +88,18 @@ pub fn view_of(directory: &Path, root: Option<String>) -> Result<Arc<View>, Erro
 fn one(file: &Path, root: Option<String>) -> Result<Conversion, Error> {
     let nothing = || Error::Nothing(file.to_path_buf());
     let directory = file.parent().ok_or_else(nothing)?;
-    conversion(&view_of(directory, root)?, file)
+    conversion(&view_of(directory, root)?, file, None)
 }
 
-/// What becomes of the checkpoint `file` in the directory that `view` shows.
-pub fn conversion(view: &Arc<View>, file: &Path) -> Result<Conversion, Error> {
+/// What becomes of the checkpoint `file` in the directory that `view` shows, or of the
+/// value at the dotted path `root` in it.
+pub fn conversion(view: &Arc<View>, file: &Path, root: Option<&str>) -> Result<Conversion, Error> {
     let nothing = || Error::Nothing(file.to_path_buf());
     let failed = |error| Error::View(file.to_path_buf(), error);
     let name = file.file_name().ok_or_else(nothing)?;
-    let derived = view.derived(Path::new(""), name).map_err(failed)?;
+    let root = root.map(Arc::from);
+    let derived = view.derived(Path::new(""), name, root.as_ref());
+    let derived = derived.map_err(failed)?;
     let node = derived.ok_or_else(nothing)?;
     if node.is_refusal() {
         let text = view.open(&node).map_err(failed)?;

@@ -1,7 +1,8 @@
 //! `stfs ls`.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
@@ -34,12 +35,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let written = match arguments.json {
         true => writeln!(out, "{:#}", describe(arguments, plan)),
-        false => table(&mut out, plan),
+        false => table(&mut out, plan, path),
     };
     Ok(finish(written.and_then(|()| out.flush()))?)
 }
 
-fn table(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
+fn table(out: &mut impl Write, plan: &Plan, file: &Path) -> io::Result<()> {
     let rows: Vec<[String; 4]> = plan
         .tensors()
         .iter()
@@ -67,6 +68,11 @@ fn table(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
     for entry in plan.left_out() {
         let (path, rule, bytes) = (Printable(&entry.path), entry.rule, entry.bytes);
         writeln!(out, "left out: {path}  {rule}, {bytes} bytes")?;
+    }
+    let file = file.to_string_lossy();
+    for root in plan.roots() {
+        let (root, file) = (Printable(quoted(root)), Printable(quoted(&file)));
+        writeln!(out, "more weights: stfs ls --root {root} {file}")?;
     }
     for other in plan.others() {
         let (path, kind) = (Printable(&other.path), Printable(&other.kind));
@@ -117,4 +123,13 @@ fn describe(arguments: &Arguments, plan: &Plan) -> serde_json::Value {
         "others": others,
         "others_unlisted": plan.unlisted(),
     })
+}
+
+/// `text` as a shell takes it for one word.
+fn quoted(text: &str) -> Cow<'_, str> {
+    let is_plain = |letter: char| letter.is_alphanumeric() || "._-/@%+:,=".contains(letter);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.into(),
+        false => format!("'{}'", text.replace('\'', "'\\''")).into(),
+    }
 }

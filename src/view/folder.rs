@@ -189,7 +189,7 @@ impl<'c> Folder<'c> {
             }
             _ => return Ok(Outcome::Nothing),
         };
-        Ok(match self.origin(name, &metadata, content) {
+        Ok(match self.origin(name, &metadata, content, None) {
             Ok(origin) => Outcome::Converted(origin),
             // Nobody misses what holds no weights, whatever it is called.
             Err(refusal) if refusal.cause().is_no_weights() => Outcome::Nothing,
@@ -197,18 +197,20 @@ impl<'c> Folder<'c> {
         })
     }
 
-    /// What derived nodes carry of the file `name`, or why there are none.
+    /// What derived nodes carry of the file `name`, or of the value at the dotted path
+    /// `root` in it, or why there are none.
     pub fn origin(
         &self,
         name: &OsStr,
         metadata: &Metadata,
         content: Content,
+        root: Option<&Arc<str>>,
     ) -> std::result::Result<Arc<Origin>, Arc<Refusal>> {
         let (companions, rights) = match content.has_companions() {
             true => self.companions(metadata.rights)?,
             false => (Vec::new(), metadata.rights),
         };
-        let subject = Subject::new(&*self.tree, name, metadata);
+        let subject = Subject::new(&*self.tree, name, metadata).at(root);
         let key = PlanKey {
             file: subject.key(),
             content,
@@ -278,6 +280,16 @@ impl<'c> Folder<'c> {
             }
         }
         Ok(None)
+    }
+
+    /// The value at the dotted path `root` in the checkpoint `name`.
+    pub fn origin_at(&self, name: &OsStr, root: &Arc<str>) -> Result<Option<Arc<Origin>>> {
+        Ok(match self.find(name)? {
+            SourceEntry::File(metadata, content) if content.is_checkpoint() && !is_part(name) => {
+                self.origin(name, &metadata, content, Some(root)).ok()
+            }
+            _ => None,
+        })
     }
 
     /// The name without ending that a checkpoint's converted form has: its stem,

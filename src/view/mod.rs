@@ -147,17 +147,25 @@ impl View {
     }
 
     /// What the checkpoint `name` in `directory`, which is given from the root of the
-    /// source, turns into: a converted file, or the refusal of one. Nothing beside it
-    /// is planned.
-    pub fn derived(&self, directory: &Path, name: &OsStr) -> Result<Option<Node>> {
+    /// source, turns into: a converted file, or the refusal of one; or, below the
+    /// dotted path `root`, the converted form of one value. Nothing beside it is planned.
+    pub fn derived(
+        &self,
+        directory: &Path,
+        name: &OsStr,
+        root: Option<&Arc<str>>,
+    ) -> Result<Option<Node>> {
         let folder = Folder::new(&self.0, self.0.tree().enter(directory)?);
-        forms::table::derived(&folder, name)
+        forms::table::derived(&folder, name, root)
     }
 
     /// The node of the checkpoint behind a converted file as it is now.
     pub fn again(&self, node: &Node) -> Result<Option<Node>> {
         match node.form().origin() {
-            Some(origin) => self.derived(&origin.directory, &origin.name),
+            Some(origin) => {
+                let root = origin.key.file.root.as_ref();
+                self.derived(&origin.directory, &origin.name, root)
+            }
             None => Ok(None),
         }
     }

@@ -39,6 +39,8 @@ impl Origin {
             &key.file.version.to_bytes(),
             key.circumstances().as_bytes(),
             format!("{:?}{:?}", key.content, key.file.hint).as_bytes(),
+            &[u8::from(key.file.root.is_some())],
+            key.file.root.as_deref().unwrap_or_default().as_bytes(),
         ]);
         Origin {
             directory: tree.path().into(),
@@ -56,6 +58,7 @@ impl Origin {
         Provenance {
             source: PathBuf::from(&*self.location),
             identity: self.identity,
+            root: self.key.file.root.as_deref().map(str::to_string),
         }
     }
 }
@@ -123,5 +126,6 @@ fn subject<'a>(directory: &'a dyn Tree, origin: &'a Origin) -> Subject<'a> {
         directory,
         name: &origin.name,
         version: &origin.key.file.version,
+        root: origin.key.file.root.as_ref(),
     }
 }

@@ -113,6 +113,7 @@ pub fn promote(store: &Store, name: &Name, reader: &Reader) -> Result<Promotion,
     let provenance = Provenance {
         source: reader.source().location().to_path_buf(),
         identity: Identity::Stamps(*reader.source().version()),
+        root: None,
     };
     store.promote(
         name,
@@ -127,6 +128,7 @@ pub fn provenance(source: &str) -> Provenance {
     Provenance {
         source: source.into(),
         identity: Identity::Content(name(0)),
+        root: None,
     }
 }
 

@@ -287,7 +287,6 @@ fn apply(change: &Change, root: &Path, files: &mut Files, clock: &mut Clock) {
         Change::Truncate(name) => {
             let broken = match files.get(name) {
                 Some(Content::Checkpoint(_)) => Content::Pickle,
-                Some(Content::Pickle) => Content::NoWeights,
                 _ => return,
             };
             let file = File::options().write(true).open(root.join(name)).unwrap();

@@ -18,6 +18,8 @@ pub struct Subject<'a> {
     pub directory: &'a dyn Tree,
     pub name: &'a OsStr,
     pub version: &'a Version,
+    /// The dotted path of the only value of it that is meant, if not the whole file is.
+    pub root: Option<&'a Arc<str>>,
 }
 
 impl<'a> Subject<'a> {
@@ -26,22 +28,31 @@ impl<'a> Subject<'a> {
             directory,
             name,
             version: &metadata.version,
+            root: None,
         }
+    }
+
+    /// The value at a dotted path in it.
+    pub fn at(self, root: Option<&'a Arc<str>>) -> Subject<'a> {
+        Subject { root, ..self }
     }
 
     pub fn key(&self) -> FileKey {
         FileKey {
             version: *self.version,
             hint: convert::hint(self.name),
+            root: self.root.cloned(),
         }
     }
 }
 
-/// A file with certain bytes, under a certain kind of name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A file with certain bytes, under a certain kind of name, or one value of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FileKey {
     pub version: Version,
     pub hint: NameHint,
+    /// The dotted path of that value.
+    pub root: Option<Arc<str>>,
 }
 
 /// What a plan depends on.

@@ -337,6 +337,7 @@ impl Catalog {
     /// version of stfs may make other bytes, and calls its file something else.
     pub fn converted_name(&self, key: &PlanKey, identity: &Identity) -> Name {
         let root = self.root.as_deref();
+        let only = key.file.root.as_deref();
         Name::of(&[
             b"converted",
             env!("CARGO_PKG_VERSION").as_bytes(),
@@ -345,6 +346,8 @@ impl Catalog {
             format!("{:?}", key.content).as_bytes(),
             &[u8::from(root.is_some())],
             root.unwrap_or_default().as_bytes(),
+            &[u8::from(only.is_some())],
+            only.unwrap_or_default().as_bytes(),
         ])
     }
 
@@ -375,7 +378,7 @@ impl Catalog {
     fn summary(&self, subject: &Subject) -> Option<Summary> {
         let records = self.records.as_ref()?;
         let identity = Identity::Stamps(*subject.version);
-        let name = || records.name(&identity, convert::hint(subject.name));
+        let name = || records.name(&identity, subject);
         subject
             .version
             .is_lasting()
@@ -388,7 +391,7 @@ impl Catalog {
         let worth = !matches!(summary.content, Content::NotACheckpoint(_));
         let records = self.records.as_ref().filter(|_| worth);
         records.is_some_and(|records| {
-            let name = records.name(identity, convert::hint(subject.name));
+            let name = records.name(identity, subject);
             records.write(&name, &summary, body)
         })
     }
@@ -489,7 +492,7 @@ impl Catalog {
         circumstances: &Circumstances,
     ) -> Option<Result<Plan, Refusal>> {
         let records = self.records.as_ref().filter(|_| identity.is_lasting())?;
-        let name = records.name(identity, convert::hint(subject.name));
+        let name = records.name(identity, subject);
         if !known.recorded {
             known.take_in(records.summary(&name)?);
         }
@@ -517,7 +520,11 @@ impl Catalog {
         key: &PlanKey,
     ) -> source::Result<(Result<Plan, Refusal>, Body)> {
         let mut body = Body::default();
-        let wanted = self.root.as_deref().map_or(Wanted::Rule, Wanted::Preferred);
+        let wanted = match (subject.root, &self.root) {
+            (Some(root), _) => Wanted::Exactly(root),
+            (None, Some(root)) => Wanted::Preferred(root),
+            (None, None) => Wanted::Rule,
+        };
         let outcome = match convert::read(source, key.content, subject.directory, wanted) {
             Ok(parsed) => {
                 if let Parsed::Checkpoint(checkpoint) = &parsed {

@@ -14,11 +14,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use log::{debug, warn};
 use serde::{Deserialize, Serialize};
 
-use super::key::{Circumstances, Identity};
+use super::key::{Circumstances, Identity, Subject};
 use super::prune;
 use crate::cache::record::{self, Doubt, MAX_BODY, Record};
 use crate::cache::{Background, Directory, Name};
 use crate::checkpoint::{Checkpoint, Content, NameHint, Refusal};
+use crate::convert;
 
 /// Bytes of records that are kept, unless the user says otherwise.
 pub const BUDGET: u64 = 256 << 20;
@@ -101,8 +102,8 @@ impl Records {
 
     /// What the record about a file is called. Another version of stfs may find
     /// something else in the same file, and calls its record something else.
-    pub fn name(&self, identity: &Identity, hint: NameHint) -> Name {
-        let hint = match hint {
+    pub fn name(&self, identity: &Identity, subject: &Subject) -> Name {
+        let hint = match convert::hint(subject.name) {
             NameHint::Checkpoint => 0,
             NameHint::Safetensors => 1,
             NameHint::Nothing => 2,
@@ -114,6 +115,8 @@ impl Records {
             &identity.to_bytes(),
             &[hint, u8::from(self.root.is_some())],
             self.root.as_deref().unwrap_or_default().as_bytes(),
+            &[u8::from(subject.root.is_some())],
+            subject.root.map_or("", |root| root).as_bytes(),
         ])
     }
 

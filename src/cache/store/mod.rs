@@ -103,6 +103,8 @@ pub struct Item {
     pub name: Name,
     /// The file that it was made from.
     pub source: PathBuf,
+    /// The dotted path of the value of that, where it was asked for by name.
+    pub root: Option<String>,
     /// Bytes.
     pub size: u64,
     /// To within a minute.
@@ -286,6 +288,7 @@ impl Store {
             Some(Item {
                 name,
                 source: entry.provenance.source,
+                root: entry.provenance.root,
                 size,
                 last_used: *inventory.records.get(&name)?,
                 in_use: matches!(attempt, Ok(Attempt::InUse)),

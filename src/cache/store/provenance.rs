@@ -22,6 +22,9 @@ pub struct Provenance {
     pub source: PathBuf,
     /// What tells its bytes from all others.
     pub identity: Identity,
+    /// The dotted path of the value of it that was converted, where it was asked for
+    /// by name.
+    pub root: Option<String>,
 }
 
 /// What the inode of a promoted file said, without the device: its number may be

@@ -156,7 +156,7 @@ fn parts(folder: &Folder, index: &Index) -> Result<Option<Vec<Shard>>> {
             (_, Derived::Converted(_, origin)) => origin,
             (SourceEntry::File(_, Content::Other), _) => return Ok(None),
             (SourceEntry::File(metadata, content), _) => {
-                match folder.origin(name, &metadata, content) {
+                match folder.origin(name, &metadata, content, None) {
                     Ok(origin) => origin,
                     Err(_) => return Ok(None),
                 }
@@ -233,6 +233,7 @@ impl Form for Renamed {
             directory: &*directory,
             name: &self.name,
             version: &self.version,
+            root: None,
         };
         let text = self.text(context, &subject);
         let text = text.filter(|text| text.len() as u64 == attr.size);

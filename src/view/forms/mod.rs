@@ -14,6 +14,7 @@ mod index;
 mod output;
 pub mod real;
 mod refusal;
+mod rooted;
 mod safetensors;
 pub mod table;
 mod tensor_names;

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use super::output::{Claim, Output};
+use super::rooted;
 use crate::cache::{Promoted, Stamp};
 use crate::convert::{Extent, Planned, Reader, Segment, names};
 use crate::source::{Bytes, Tree};
@@ -39,7 +40,16 @@ fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
     let Some(base) = strip_suffix(name, names::SAFETENSORS) else {
         return Ok(None);
     };
-    let origin = folder.converted(base)?;
+    let origin = match folder.converted(base)? {
+        Some(origin) => Some(origin),
+        None => rooted::find(folder, base)?,
+    };
+    Ok(origin.map(|origin| node(folder.context, origin)))
+}
+
+/// The converted form of the value at the dotted path `root` in the checkpoint `name`.
+pub fn at_root(folder: &Folder, name: &OsStr, root: &Arc<str>) -> Result<Option<Node>> {
+    let origin = folder.origin_at(name, root)?;
     Ok(origin.map(|origin| node(folder.context, origin)))
 }
 
@@ -61,6 +71,13 @@ fn node(context: &Context, origin: Arc<Origin>) -> Node {
         }
         None => Node::new(key("streamed", origin.id), attr, Streamed(origin)),
     }
+}
+
+fn attributes(context: &Context, origin: &Origin, tier: Tier) -> Result<Vec<Xattr>> {
+    let plan = context.sources().plan(origin)?;
+    let mut attributes = vec![xattrs::source(&origin.location), xattrs::tier(tier)];
+    attributes.extend(xattrs::roots(plan.roots()));
+    Ok(attributes)
 }
 
 /// Converted while it is read.
@@ -92,11 +109,8 @@ impl Form for Streamed {
         }))
     }
 
-    fn xattrs(&self, _: &Context) -> Result<Vec<Xattr>> {
-        Ok(vec![
-            xattrs::source(&self.0.location),
-            xattrs::tier(Tier::Stream),
-        ])
+    fn xattrs(&self, context: &Context) -> Result<Vec<Xattr>> {
+        attributes(context, &self.0, Tier::Stream)
     }
 
     fn origin(&self) -> Option<&Origin> {
@@ -123,9 +137,8 @@ impl Form for PromotedFile {
         Ok(OpenFile::new(OpenPromoted { promoted, in_use }))
     }
 
-    fn xattrs(&self, _: &Context) -> Result<Vec<Xattr>> {
-        let source = xattrs::source(&self.origin.location);
-        Ok(vec![source, xattrs::tier(Tier::Promoted)])
+    fn xattrs(&self, context: &Context) -> Result<Vec<Xattr>> {
+        attributes(context, &self.origin, Tier::Promoted)
     }
 
     fn origin(&self) -> Option<&Origin> {

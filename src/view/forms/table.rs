@@ -1,6 +1,7 @@
 //! The outputs of the tree: a line for each. Nothing else knows them all.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 
 use super::output::{Claim, Output};
 use super::{index, refusal, safetensors, tensors};
@@ -35,8 +36,12 @@ pub fn list(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
     Ok(claims)
 }
 
-/// What the checkpoint `name` turns into: a converted file, or the refusal of one.
-pub fn derived(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
+/// What the checkpoint `name` turns into: a converted file, or the refusal of one; below
+/// the dotted path `root`, the converted form of one value.
+pub fn derived(folder: &Folder, name: &OsStr, root: Option<&Arc<str>>) -> Result<Option<Node>> {
+    if let Some(root) = root {
+        return safetensors::at_root(folder, name, root);
+    }
     for output in [&safetensors::OUTPUT, &refusal::OUTPUT] {
         if let Some(claim) = (output.list)(folder, name)?.pop() {
             return Ok(Some(claim.node));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::output::{Claim, Output};
-use super::tensor_names;
+use super::{rooted, tensor_names};
 use crate::cache::Promoted;
 use crate::checkpoint::Content;
 use crate::convert::{Extent, Plan, Planned, Reader, names};
@@ -57,7 +57,10 @@ fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
     }
     let origin = match native(folder, &with(base, names::SAFETENSORS))? {
         Some((_, origin)) => Some(origin),
-        None => folder.converted(base)?,
+        None => match folder.converted(base)? {
+            Some(origin) => Some(origin),
+            None => rooted::find(folder, base)?,
+        },
     };
     Ok(origin.map(|origin| single(folder.path(name), origin)))
 }
@@ -70,7 +73,7 @@ fn native(folder: &Folder, name: &OsStr) -> Result<Option<(OsString, Arc<Origin>
     let SourceEntry::File(metadata, content @ Content::Safetensors) = folder.find(name)? else {
         return Ok(None);
     };
-    let origin = folder.origin(name, &metadata, content).ok();
+    let origin = folder.origin(name, &metadata, content, None).ok();
     Ok(origin.map(|origin| (base.to_os_string(), origin)))
 }
 
