@@ -3,6 +3,8 @@
 #[allow(dead_code)]
 #[path = "checkpoint/archive.rs"]
 mod archive;
+#[path = "view/disguised.rs"]
+mod disguised;
 #[path = "view/faults.rs"]
 mod faults;
 #[path = "view/links.rs"]

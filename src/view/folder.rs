@@ -251,6 +251,15 @@ impl<'c> Folder<'c> {
     /// The name without ending that a checkpoint's converted form has: its stem,
     /// or its whole name when another checkpoint would be called the same.
     pub fn base_of(&self, name: &OsStr) -> Result<OsString> {
+        self.base_among(name, |other| self.may_hold_weights(other))
+    }
+
+    /// The same of a file among those that `counts`.
+    pub fn base_among(
+        &self,
+        name: &OsStr,
+        counts: impl Fn(&OsStr) -> Result<bool>,
+    ) -> Result<OsString> {
         let scan = self.scan()?;
         let base = stem(name);
         let mut rival = base.clone();
@@ -258,7 +267,7 @@ impl<'c> Folder<'c> {
             let mut same_stem = 0;
             for other in scan.with_stem(&rival) {
                 // One that stands alone need not be looked at again.
-                let counts = other == name || self.may_hold_weights(other)?;
+                let counts = other == name || counts(other)?;
                 same_stem += usize::from(counts);
             }
             if same_stem > 1 {
@@ -267,7 +276,7 @@ impl<'c> Folder<'c> {
             // `m.pt.bin` has the stem `m.pt`, and so a rival in a checkpoint `m.pt`
             // that has to go by its whole name.
             let shorter = stem(&rival);
-            if shorter == rival || !self.may_hold_weights(&rival)? {
+            if shorter == rival || !counts(&rival)? {
                 return Ok(base);
             }
             rival = shorter;
@@ -275,7 +284,7 @@ impl<'c> Folder<'c> {
     }
 
     /// Whether the file `name` is a checkpoint that might hold weights.
-    fn may_hold_weights(&self, name: &OsStr) -> Result<bool> {
+    pub fn may_hold_weights(&self, name: &OsStr) -> Result<bool> {
         if !self.scan()?.contains(name) || holds_no_weights(name) {
             return Ok(false);
         }

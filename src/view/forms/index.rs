@@ -43,7 +43,7 @@ fn list(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
         && let Some(base) = names::indexed_stem(name).map(OsString::from)
         && let Some(node) = merged(folder, &base)?
     {
-        claims.push(Claim::new(with(&base, tensors::SUFFIX), 2, node));
+        claims.push(Claim::new(with(&base, tensors::SUFFIX), 3, node));
     }
     Ok(claims)
 }
