@@ -12,7 +12,10 @@ const ENDINGS: &[&str] = &[
 pub const SAFETENSORS: &str = ".safetensors";
 
 /// The file that describes a torch.distributed.checkpoint directory.
-const METADATA: &str = ".metadata";
+pub const METADATA: &str = ".metadata";
+
+/// What the checkpoint in such a directory is called.
+pub const MODEL: &str = "model";
 
 /// Whether the name of a file says that it is a checkpoint.
 pub fn promises_checkpoint(name: &str) -> bool {
@@ -27,7 +30,7 @@ pub fn stem(name: &str) -> String {
         Some((stem, ending)) if ending.eq_ignore_ascii_case("bin") => rename_model(stem),
         Some((stem, _)) => stem.to_string(),
         // A directory is one checkpoint, and its parts have no names of their own.
-        None if name == METADATA => "model".to_string(),
+        None if name == METADATA => MODEL.to_string(),
         // A pickle under the name of a safetensors file.
         None => name.strip_suffix(SAFETENSORS).unwrap_or(name).to_string(),
     }
