@@ -20,6 +20,8 @@ mod shards;
 mod support;
 #[path = "view/tree.rs"]
 mod tree;
+#[path = "view/words.rs"]
+mod words;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;

@@ -24,7 +24,7 @@ use super::directory::Name;
 const MAGIC: &[u8; 8] = b"stfsrcrd";
 /// To be counted up whenever equal bytes would mean something else, in here or in
 /// the types that are written.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// Bytes of the head, less its own hash and with it.
 const FIELDS: usize = 8 + 4 + 32 + 8 + 8 + 32;

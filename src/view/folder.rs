@@ -354,9 +354,9 @@ pub(super) fn strip_suffix<'n>(name: &'n OsStr, suffix: &str) -> Option<&'n OsSt
 fn blocked(obstacle: Obstacle) -> Refusal {
     let cause = match obstacle {
         Obstacle::Nowhere => Cause::NotDownloaded,
-        Obstacle::Circle => Cause::Malformed,
+        Obstacle::Circle | Obstacle::Upwards => Cause::Circular,
         Obstacle::Forbidden => Cause::Unreadable,
-        Obstacle::Outside | Obstacle::Private | Obstacle::Upwards => Cause::Unsupported,
+        Obstacle::Outside | Obstacle::Private => Cause::Blocked,
     };
     Refusal::new(cause, obstacle.to_string())
 }
