@@ -2,11 +2,16 @@
 directory, or what it would find if the checkpoint had been saved as safetensors."""
 
 import json
+import time
 
 import accelerate
 import make_example_models as models
+import safetensors
 import torch
 import transformers
+
+# For so long the kernel may go on with what it was told.
+STALE_S = 1.5
 
 
 def assert_same_weights(loaded, wanted):
@@ -59,3 +64,58 @@ def test_shards_of_bloom(mounted, tmp_path):
             for name, file in original.items()
         }
         assert_loads(mount_point)
+
+
+def shards_in_a_subfolder(source):
+    models.save_sharded_bin(models.bert(), source, max_shard_size=24_000)
+    (source / "all" / "shards").mkdir(parents=True)
+    for shard in source.glob("pytorch_model-*.bin"):
+        shard.rename(source / "all" / "shards" / shard.name)
+    index = source / "pytorch_model.bin.index.json"
+    text = json.loads(index.read_text())
+    text["weight_map"] = {name: f"all/shards/{file}" for name, file in text["weight_map"].items()}
+    index.write_text(json.dumps(text))
+
+
+def weight_map(directory):
+    return json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]
+
+
+def assert_every_name_opens(directory):
+    for name, file in weight_map(directory).items():
+        with safetensors.safe_open(directory / file, "pt") as opened:
+            assert name in opened.keys() or name in opened.metadata()
+
+
+def test_shards_in_a_subfolder(mounted, tmp_path):
+    source = tmp_path / "model"
+    shards_in_a_subfolder(source)
+    with mounted(source) as mount_point:
+        assert_every_name_opens(mount_point)
+        assert_loads(mount_point)
+        tensors = {path.name for path in (mount_point / "model.tensors").iterdir()}
+        assert tensors == {
+            path.name for directory in (mount_point / "all" / "shards").glob("*.tensors") for path in directory.iterdir()
+        }
+
+
+def test_a_change_in_the_subfolder_shows_in_the_index(mounted, tmp_path):
+    """Nobody has looked at the directory that changes but for the index, which lies in another one."""
+    source = tmp_path / "model"
+    shards_in_a_subfolder(source)
+    first = min((source / "all" / "shards").iterdir())
+    converted = first.stem.removeprefix("pytorch_")
+    with mounted(source) as mount_point:
+        list(mount_point.iterdir())
+        assert f"all/shards/{converted}.safetensors" in weight_map(mount_point).values()
+        # Another checkpoint that would get the same name.
+        torch.save({}, first.with_name(f"{converted}.pt"))
+        time.sleep(STALE_S)
+        assert f"all/shards/{first.name}.safetensors" in weight_map(mount_point).values()
+        assert_every_name_opens(mount_point)
+    with mounted(source) as mount_point:
+        list(mount_point.iterdir())
+        assert (mount_point / "model.tensors").exists()
+        first.unlink()
+        time.sleep(STALE_S)
+        assert not (mount_point / "model.tensors").exists()
