@@ -3,6 +3,8 @@
 #[allow(dead_code)]
 #[path = "checkpoint/archive.rs"]
 mod archive;
+#[path = "view/disguised.rs"]
+mod disguised;
 #[path = "view/faults.rs"]
 mod faults;
 #[path = "view/links.rs"]
@@ -18,6 +20,8 @@ mod shards;
 mod support;
 #[path = "view/tree.rs"]
 mod tree;
+#[path = "view/words.rs"]
+mod words;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;

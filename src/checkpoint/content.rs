@@ -32,6 +32,8 @@ pub enum Intruder {
     /// TorchScript before torch 1.4, which kept its modules in JSON.
     OldTorchScript,
     ZipWithoutPickle,
+    /// A torch archive without the mark of zip archives.
+    HeadlessZip,
 }
 
 impl Intruder {
@@ -48,15 +50,17 @@ impl Intruder {
             ),
             Intruder::SevenZip => (
                 Cause::Unsupported,
-                "this is a 7z archive, which torch cannot load either",
+                "this is a 7z archive, which torch cannot load either; unpack it to have what is in it \
+                 looked at",
             ),
             Intruder::Tar => (
                 Cause::Unsupported,
-                "this is a tar archive; unpack it to get at the checkpoints in it",
+                "this is a tar archive; unpack it to have the checkpoints in it looked at",
             ),
             Intruder::Compressed => (
                 Cause::Unsupported,
-                "this is a compressed stream, which torch cannot load either",
+                "this is a compressed stream, which torch cannot load either; unpack it to have what is \
+                 in it looked at",
             ),
             Intruder::OldTorchScript => (
                 Cause::Unsupported,
@@ -65,6 +69,11 @@ impl Intruder {
             Intruder::ZipWithoutPickle => (
                 Cause::Unsupported,
                 "this zip archive holds no checkpoint: there is no data.pkl in it",
+            ),
+            Intruder::HeadlessZip => (
+                Cause::Headless,
+                "the first two bytes of this torch archive were replaced by the program that wrote it, \
+                 as GPT-SoVITS does, whose own loader puts them back",
             ),
         };
         Refusal::new(cause, what)

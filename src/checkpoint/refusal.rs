@@ -42,6 +42,14 @@ pub enum Cause {
     Part,
     /// Has keys that are no names of tensors.
     Names,
+    /// A torch archive whose first bytes were replaced.
+    Headless,
+    /// A part of a torch archive that was unpacked.
+    Unpacked,
+    /// A link that leads where it is not followed.
+    Blocked,
+    /// A link that leads back to itself.
+    Circular,
 }
 
 impl Cause {
@@ -88,12 +96,12 @@ impl Refusal {
                 "Give the user who mounted it the right to read the file, or mount as another user."
             }
             Cause::Unsupported => {
-                "Load the file with the program that wrote it, and save its state dict with a current \
-                 torch.save or with safetensors."
+                "Ask whoever made it for the weights as safetensors. Load it yourself only if you trust \
+                 them: loading a pickle runs whatever code it names."
             }
             Cause::Ambiguous => {
                 "Do not trust the file: what a reader sees depends on the reader. Get it again from a \
-                 source you trust, or save it again with torch.save."
+                 source you trust, as safetensors if you can."
             }
             Cause::Dangerous => {
                 "Do not load it: it is made to run code on the machine that loads it. Get the weights \
@@ -103,11 +111,12 @@ impl Refusal {
                 "Download the file again; if it stays like this, ask whoever made it for a whole one."
             }
             Cause::Inexpressible => {
-                "Convert these tensors to a type that safetensors has before saving the file."
+                "Ask whoever made it to convert these tensors to a type that safetensors has before \
+                 saving them."
             }
             Cause::TooLarge => {
-                "If the file is what it should be, save it again with torch.save, its tensors as \
-                 contiguous copies."
+                "If the file is what it should be, ask whoever made it to save its tensors as contiguous \
+                 copies, or as safetensors."
             }
             Cause::Part => {
                 "Have the parts of all ranks put together (a script that does, such as DeepSpeed's, \
@@ -119,6 +128,18 @@ impl Refusal {
             }
             Cause::OptimizerState => "Nothing needs to be done: training leaves such files behind.",
             Cause::NoTensors => "Nothing needs to be done unless it was meant to hold weights.",
+            Cause::Headless => {
+                "Put them back in a copy of the file, and it is read: \
+                 `printf PK | dd of=COPY conv=notrunc`."
+            }
+            Cause::Unpacked => {
+                "Pack the folder again, from the one around it, with `zip -0 -r model.pth FOLDER`, or \
+                 download the file again with unpacking turned off."
+            }
+            Cause::Blocked => {
+                "Put what it leads to into the mounted directory, or mount it for yourself alone."
+            }
+            Cause::Circular => "Remove the link, or let it lead to the file that it is meant for.",
         }
     }
 }

@@ -5,8 +5,8 @@
 use super::content::{Content, Intruder};
 use super::contents::Checkpoint;
 use super::error::Result;
-use super::formats::Format;
-use super::formats::candidate::{Candidate, Holds, Request, Zip};
+use super::formats::candidate::{Candidate, Holds, Request, Zip, ZipNames};
+use super::formats::{Format, is_headless, shows_pickle};
 use super::refusal::unsupported;
 use super::weights::Wanted;
 use crate::source::{Source, Tree};
@@ -21,9 +21,11 @@ pub enum NameHint {
     Nothing,
 }
 
+/// How the pointers of Git LFS begin.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
 /// Heads of files that a loader of checkpoints cannot read, whatever follows.
 const INTRUDERS: &[(&[u8], Intruder)] = &[
-    (b"version https://git-lfs", Intruder::LfsPointer),
     (b"7z\xbc\xaf\x27\x1c", Intruder::SevenZip),
     (b"\x1f\x8b", Intruder::Compressed),
     (b"BZh", Intruder::Compressed),
@@ -53,11 +55,14 @@ const STRANGERS: &[(&[u8], &str)] = &[
 /// Tells what `source` holds.
 pub fn sniff(source: &Source, hint: NameHint) -> Result<Content> {
     let file = Candidate::new(source, hint == NameHint::Checkpoint)?;
-    if is_safetensors(&file, hint) {
+    if is_safetensors(&file, hint)? {
         return Ok(Content::Safetensors);
     }
     if let Some((format, holds)) = Format::of(&file)? {
         return Ok(Content::Checkpoint { format, holds });
+    }
+    if hint != NameHint::Nothing && file.starts_with(LFS_POINTER) {
+        return Ok(Content::NotACheckpoint(Intruder::LfsPointer));
     }
     if !file.promised {
         return Ok(Content::Other);
@@ -125,14 +130,14 @@ fn stranger(source: &Source) -> Result<Option<&'static str>> {
 
 /// A length that fits the file, then the brace of a JSON object. torch takes a zip
 /// archive for one all the same, and under another name a pickle.
-fn is_safetensors(file: &Candidate, hint: NameHint) -> bool {
+fn is_safetensors(file: &Candidate, hint: NameHint) -> Result<bool> {
     let Some((length, rest)) = file.head.split_first_chunk() else {
-        return false;
+        return Ok(false);
     };
     let end = u64::from_le_bytes(*length).checked_add(8);
     let fits = end.is_some_and(|end| end <= file.source.size());
-    let pickle = hint != NameHint::Safetensors && file.is_marked_pickle();
-    fits && rest.first() == Some(&b'{') && !pickle && !file.is_zip()
+    let is_one = fits && rest.first() == Some(&b'{') && !file.is_zip();
+    Ok(is_one && (hint == NameHint::Safetensors || !shows_pickle(file)?))
 }
 
 /// What stands in place of a checkpoint, as far as it is known.
@@ -141,11 +146,13 @@ fn intruder(file: &Candidate) -> Result<Option<Intruder>> {
         return Ok(Some(Intruder::Empty));
     }
     if let Zip::Names(names) = file.zip()? {
-        let old = names.any(|name| name.ends_with("/model.json"))?;
-        return Ok(Some(match old {
+        return Ok(Some(match is_old_torchscript(names)? {
             true => Intruder::OldTorchScript,
             false => Intruder::ZipWithoutPickle,
         }));
+    }
+    if is_headless(file)? {
+        return Ok(Some(Intruder::HeadlessZip));
     }
     if let Some((_, intruder)) = INTRUDERS.iter().find(|(magic, _)| file.starts_with(magic)) {
         return Ok(Some(*intruder));
@@ -155,6 +162,19 @@ fn intruder(file: &Candidate) -> Result<Option<Intruder>> {
     } else {
         is_web_page(&file.head).then_some(Intruder::WebPage)
     })
+}
+
+/// Modules in one JSON text at the top, and their code or tensors beside it.
+/// `torch.export` has a `models/model.json`.
+fn is_old_torchscript(names: &ZipNames) -> Result<bool> {
+    let has = |is_wanted: fn(&str) -> bool| {
+        names.any(|name| {
+            name.split_once('/')
+                .is_some_and(|(_, rest)| is_wanted(rest))
+        })
+    };
+    Ok(has(|name| name == "model.json")?
+        && has(|name| name.starts_with("code/") || name.starts_with("tensors/"))?)
 }
 
 fn is_web_page(head: &[u8]) -> bool {

@@ -27,6 +27,7 @@ pub use extent::Extent;
 pub use files::Files;
 pub use plan::{Plan, Planned};
 pub use reader::{Reader, Segment};
+pub use tied_weights::{TiedNames, Ties};
 
 use crate::checkpoint::{
     self, Checkpoint, Content, NameHint, NativeTensor, Refusal, Wanted, open_companions, sniff,

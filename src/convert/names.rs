@@ -12,7 +12,10 @@ const ENDINGS: &[&str] = &[
 pub const SAFETENSORS: &str = ".safetensors";
 
 /// The file that describes a torch.distributed.checkpoint directory.
-const METADATA: &str = ".metadata";
+pub const METADATA: &str = ".metadata";
+
+/// What the checkpoint in such a directory is called.
+pub const MODEL: &str = "model";
 
 /// Whether the name of a file says that it is a checkpoint.
 pub fn promises_checkpoint(name: &str) -> bool {
@@ -27,7 +30,7 @@ pub fn stem(name: &str) -> String {
         Some((stem, ending)) if ending.eq_ignore_ascii_case("bin") => rename_model(stem),
         Some((stem, _)) => stem.to_string(),
         // A directory is one checkpoint, and its parts have no names of their own.
-        None if name == METADATA => "model".to_string(),
+        None if name == METADATA => MODEL.to_string(),
         // A pickle under the name of a safetensors file.
         None => name.strip_suffix(SAFETENSORS).unwrap_or(name).to_string(),
     }
@@ -83,10 +86,23 @@ fn split_index<'a>(name: &'a str, ending: &str) -> Option<(&'a str, &'a str)> {
     (valid && !stem.is_empty()).then_some((stem, variant))
 }
 
-/// transformers calls its pickles `pytorch_model` and its safetensors `model`.
+/// transformers calls its pickles `pytorch_model` and its safetensors `model`, with a
+/// variant or a number behind it. `pytorch_model_ema` is a name of its own.
 fn rename_model(stem: &str) -> String {
     match stem.strip_prefix("pytorch_model") {
-        Some(rest) if rest.is_empty() || rest.starts_with(['.', '-']) => format!("model{rest}"),
+        Some(rest) if starts_word(rest) || is_numbered(rest) => format!("model{rest}"),
         _ => stem.to_string(),
     }
+}
+
+/// Whether `rest` begins with a number: `_1`, or `_00001-of-00072` as BLOOM's shards.
+fn is_numbered(rest: &str) -> bool {
+    let number = rest.strip_prefix('_');
+    let behind = number.map(|number| number.trim_start_matches(|c: char| c.is_ascii_digit()));
+    behind.is_some_and(|behind| Some(behind) != number && starts_word(behind))
+}
+
+/// Whether a word ends before `rest`.
+fn starts_word(rest: &str) -> bool {
+    rest.is_empty() || rest.starts_with(['.', '-'])
 }

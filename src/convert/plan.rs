@@ -1,7 +1,7 @@
 //! A plan: the header of the converted file, and for each tensor where its
 //! bytes come from. Costs names and numbers, never weights.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use safetensors::Dtype;
@@ -9,6 +9,7 @@ use safetensors::Dtype;
 use super::extent::{Extent, Stored};
 use super::files::Files;
 use super::headers::Headers;
+use super::tied_weights::TiedNames;
 use super::{header, ties};
 use crate::checkpoint::{
     Cause, Checkpoint, Checksum, Companion, LeftOut, MAX_HEADER, NativeTensor, Other, Refusal,
@@ -63,14 +64,14 @@ pub struct Planned {
 
 impl Plan {
     /// Plans the conversion of a checkpoint from a file of `source_size` bytes.
-    /// `tied` are the names that its architecture calls tied.
+    /// `tied` says which names its architecture calls tied.
     ///
     /// # Errors
     /// What safetensors cannot say, or what would grow beyond all measure.
     pub fn new(
         checkpoint: Checkpoint,
         source_size: u64,
-        tied: Option<&HashSet<String>>,
+        tied: Option<TiedNames>,
     ) -> Result<Plan, Refusal> {
         let tensors = &checkpoint.tensors;
         let ties = ties::find(tensors, tied);

@@ -137,8 +137,12 @@ impl Strided {
         }
     }
 
-    /// Does what is lazy about the elements.
+    /// Does what is lazy about the elements. Truth values become 0 and 1, as where
+    /// torch gathers them; bytes that lie as they should are nobody's to change.
     fn finish(&self, out: &mut [u8]) {
+        if self.dtype == Dtype::BOOL && self.contiguous().is_none() {
+            out.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
+        }
         let part = match numeric(self.dtype) {
             Numeric::Complex => self.element as usize / 2,
             _ => self.element as usize,

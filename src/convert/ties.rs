@@ -1,13 +1,14 @@
 //! Tensors that are one: exact duplicates of a view are kept under one name.
 //!
-//! Where convert.py drops duplicates without losing anything, the names it keeps
-//! and drops are the same here. Views of one storage that overlap but differ are
-//! all kept: convert.py would drop the smaller ones for good.
+//! convert.py drops duplicates too, and asks one release of transformers which name
+//! to keep: here two of them have to find it. Views of one storage that overlap but
+//! differ are all kept: convert.py would drop the smaller ones for good.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use safetensors::Dtype;
 
+use super::tied_weights::{Standing, TiedNames};
 use crate::checkpoint::{Lazy, Tensor};
 
 /// Which tensors stay, and what became of the others.
@@ -32,9 +33,9 @@ struct Elements<'a> {
 }
 
 /// Finds exact duplicates among `tensors`. The name that stays is the first in
-/// byte order of those not in `tied`, or of all when all are. Tensors without
-/// elements share nothing and always stay.
-pub fn find(tensors: &[Tensor], tied: Option<&HashSet<String>>) -> Ties {
+/// byte order of those that stand best by `tied`. Tensors without elements share
+/// nothing and always stay.
+pub fn find(tensors: &[Tensor], tied: Option<TiedNames>) -> Ties {
     let mut groups: BTreeMap<Elements, Vec<usize>> = BTreeMap::new();
     let mut ties = Ties::default();
     let mut views: HashMap<u32, u32> = HashMap::with_capacity(tensors.len());
@@ -57,12 +58,12 @@ pub fn find(tensors: &[Tensor], tied: Option<&HashSet<String>>) -> Ties {
         };
         groups.entry(elements).or_default().push(index);
     }
-    let is_tied = |index: &usize| tied.is_some_and(|tied| tied.contains(&tensors[*index].name));
+    let standing = |name: &str| tied.map_or(Standing::Untied, |tied| tied.standing(name));
     for group in groups.into_values() {
-        let stays = group
-            .iter()
-            .copied()
-            .min_by_key(|index| (is_tied(index), &tensors[*index].name));
+        let stays = group.iter().copied().min_by_key(|index| {
+            let name = &tensors[*index].name;
+            (standing(name), name)
+        });
         let Some(stays) = stays else { continue };
         ties.kept.push(stays);
         let others = group.into_iter().filter(|index| *index != stays);

@@ -295,6 +295,15 @@ impl<'c> Folder<'c> {
     /// The name without ending that a checkpoint's converted form has: its stem,
     /// or its whole name when another checkpoint would be called the same.
     pub fn base_of(&self, name: &OsStr) -> Result<OsString> {
+        self.base_among(name, |other| self.holds_weights(other))
+    }
+
+    /// The same of a file among those that `counts`.
+    pub fn base_among(
+        &self,
+        name: &OsStr,
+        counts: impl Fn(&OsStr) -> Result<bool>,
+    ) -> Result<OsString> {
         let scan = self.scan()?;
         let base = stem(name);
         let mut rival = base.clone();
@@ -302,7 +311,7 @@ impl<'c> Folder<'c> {
             let mut same_stem = 0;
             for other in scan.with_stem(&rival) {
                 // One that stands alone need not be looked at again.
-                let counts = other == name || self.holds_weights(other)?;
+                let counts = other == name || counts(other)?;
                 same_stem += usize::from(counts);
             }
             if same_stem > 1 {
@@ -311,7 +320,7 @@ impl<'c> Folder<'c> {
             // `m.pt.bin` has the stem `m.pt`, and so a rival in a checkpoint `m.pt`
             // that has to go by its whole name.
             let shorter = stem(&rival);
-            if shorter == rival || !self.holds_weights(&rival)? {
+            if shorter == rival || !counts(&rival)? {
                 return Ok(base);
             }
             rival = shorter;
@@ -319,10 +328,17 @@ impl<'c> Folder<'c> {
     }
 
     /// Whether something would be shown of the checkpoint `name`, if it is one.
-    fn holds_weights(&self, name: &OsStr) -> Result<bool> {
+    pub fn holds_weights(&self, name: &OsStr) -> Result<bool> {
         let is_one = self.scan()?.contains(name)
             && !is_part(name)
-            && matches!(self.find(name)?, SourceEntry::File(_, content) if content.is_checkpoint());
+            && match self.find(name)? {
+                // What stands in the place of a safetensors file would be called as it is.
+                SourceEntry::File(_, Content::NotACheckpoint(_)) => {
+                    convert::hint(name) != NameHint::Safetensors
+                }
+                SourceEntry::File(_, content) => content.is_checkpoint(),
+                _ => false,
+            };
         Ok(is_one && !matches!(self.outcome(name)?, Outcome::Nothing))
     }
 
@@ -388,9 +404,9 @@ pub(super) fn strip_suffix<'n>(name: &'n OsStr, suffix: &str) -> Option<&'n OsSt
 fn blocked(obstacle: Obstacle) -> Refusal {
     let cause = match obstacle {
         Obstacle::Nowhere => Cause::NotDownloaded,
-        Obstacle::Circle => Cause::Malformed,
+        Obstacle::Circle | Obstacle::Upwards => Cause::Circular,
         Obstacle::Forbidden => Cause::Unreadable,
-        Obstacle::Outside | Obstacle::Private | Obstacle::Upwards => Cause::Unsupported,
+        Obstacle::Outside | Obstacle::Private => Cause::Blocked,
     };
     Refusal::new(cause, obstacle.to_string())
 }

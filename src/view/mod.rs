@@ -4,6 +4,7 @@
 //! ```text
 //! forms     what a node can be: one file for each output
 //! folder    what the names of a source directory are and become
+//! below     the directories that names in an index lead to
 //! node      one place in the tree       attr, key, xattrs  what is told of it
 //! file      an open file                reading            how it is read
 //! context   what all nodes work with    options            what the user asked for
@@ -13,6 +14,7 @@
 //! ```
 
 mod attr;
+mod below;
 mod context;
 mod error;
 mod file;
@@ -133,8 +135,10 @@ impl View {
     /// Whether what is shown in a directory of the source changes only when that
     /// directory or a file in it does.
     pub fn stands_alone(&self, node: &Node) -> bool {
-        let entered = self.enter(node);
-        entered.is_some_and(|directory| directory.stands_alone())
+        let Some(directory) = self.enter(node) else {
+            return false;
+        };
+        directory.stands_alone() && forms::index::stands_alone(&Folder::new(&self.0, directory))
     }
 
     /// Extended attributes: names with values, in a stable order.

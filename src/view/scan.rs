@@ -100,6 +100,12 @@ impl Scan {
         self.group(&self.by_indexed_stem, stem)
     }
 
+    /// Names of index files of either kind.
+    pub fn indexes(&self) -> impl Iterator<Item = &OsStr> {
+        let found = self.by_indexed_stem.values().flatten();
+        found.map(|at| self.names[*at].as_os_str())
+    }
+
     fn group(&self, groups: &Groups, key: &OsStr) -> impl Iterator<Item = &OsStr> {
         let found = groups.get(key).map(Vec::as_slice).unwrap_or_default();
         found.iter().map(|at| self.names[*at].as_os_str())

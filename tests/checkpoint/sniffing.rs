@@ -161,6 +161,53 @@ fn long_streams_are_pickles_when_nothing_says_otherwise() {
     assert_eq!(content(NameHint::Checkpoint), Told::Not(Content::Other));
 }
 
+/// Python reads the marks of protocols 0 and 1, and never writes them.
+#[test]
+fn doubtful_marks_are_believed_where_a_pickle_follows() {
+    let pickle = Told::Pickles("pickle");
+    let other = Told::Not(Content::Other);
+    let promises = [
+        NameHint::Checkpoint,
+        NameHint::Nothing,
+        NameHint::Safetensors,
+    ];
+    let attack = b"cmine\nrun\n(S'x'\ntR.";
+    let numbers: Vec<u8> = (0..5000_u32).flat_map(|n| (n * 77).to_le_bytes()).collect();
+    for mark in [b"\x80\x00", b"\x80\x01"] {
+        let file = |rest: &[u8]| [mark, rest].concat();
+        for promise in promises {
+            assert_eq!(content(&file(attack), promise), pickle);
+            assert_eq!(content(&file(&attack[..19]), promise), pickle);
+            assert_eq!(content(&file(b"}."), promise), pickle);
+            for rest in [
+                &numbers[..],
+                b"]",
+                b"\x80\x3f",
+                b"cat\ndog\n",
+                b"K\x05K\x06",
+            ] {
+                assert_eq!(content(&file(rest), promise), other, "{rest:?}");
+            }
+        }
+    }
+    // The same numbers behind the mark of a protocol that is written.
+    let marked = [b"\x80\x02]", &numbers[..]].concat();
+    assert_eq!(content(&marked, NameHint::Nothing), pickle);
+}
+
+/// A length that is such a mark, a pickle in the text that should be a header: the
+/// name decides.
+#[test]
+fn doubtful_marks_make_no_safetensors() {
+    let mut bytes = b"\x80\x01G\0\0\0\0\0{..0cmine\nrun\n(tR.".to_vec();
+    bytes.resize(5 << 20, b' ');
+    assert_eq!(promised(&bytes), Told::Pickles("pickle"));
+    assert_eq!(
+        content(&bytes, NameHint::Safetensors),
+        Told::Not(Content::Safetensors)
+    );
+}
+
 #[test]
 fn streams_of_old_torch_versions() {
     let magic = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e";
@@ -218,6 +265,15 @@ fn intruders_are_told_only_where_a_checkpoint_was_promised() {
         );
         assert_eq!(content(bytes, NameHint::Nothing), Told::Not(Content::Other));
     }
+    // A pointer is one under any name that promises weights.
+    assert_eq!(
+        content(pointer, NameHint::Safetensors),
+        Told::Not(Content::NotACheckpoint(Intruder::LfsPointer))
+    );
+    assert_eq!(
+        content(page, NameHint::Safetensors),
+        Told::Not(Content::Other)
+    );
     assert!(refused(pointer, Cause::LfsPointer).contains("Git LFS"));
     refused(page, Cause::NotDownloaded);
     refused(b"", Cause::NotDownloaded);
@@ -240,6 +296,41 @@ fn zip_archives_are_checkpoints_by_their_pickle() {
         content(cut, NameHint::Checkpoint),
         Told::Pickles("torch zip")
     );
+}
+
+/// GPT-SoVITS writes `05` or `06` over the first two bytes.
+#[test]
+fn archives_without_their_mark_are_told() {
+    let torch = Archive::torch(&named(floats()), &[("0", &[0; 16])]).bytes();
+    let replaced = |bytes: &[u8], mark: &[u8; 2]| [mark, &bytes[2..]].concat();
+    let mut pictures = Archive::default();
+    pictures.push("pictures/1.png", b"png");
+    for mark in [
+        b"05",
+        b"06",
+        b"\0\0",
+        b"BZ",
+        b"\x1f\x8b",
+        b"\x80\x02",
+        b"xx",
+    ] {
+        let bytes = replaced(&torch, mark);
+        assert_eq!(
+            promised(&bytes),
+            Told::Not(Content::NotACheckpoint(Intruder::HeadlessZip))
+        );
+        assert_eq!(
+            content(&bytes, NameHint::Nothing),
+            Told::Not(Content::Other)
+        );
+        assert!(refused(&bytes, Cause::Headless).contains("first two bytes"));
+        // With them, it is what it was.
+        assert_eq!(replaced(&bytes, b"PK"), torch);
+    }
+    let pictures = replaced(&pictures.bytes(), b"05");
+    assert_eq!(promised(&pictures), Told::Not(Content::Other));
+    let cut = replaced(&torch[..torch.len() - 40], b"05");
+    assert_eq!(promised(&cut), Told::Not(Content::Other));
 }
 
 #[test]

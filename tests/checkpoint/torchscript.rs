@@ -201,6 +201,14 @@ fn refuses_modules_in_json_by_their_name() {
     let mut old = Archive::default();
     old.push("model/model.json", b"{}");
     old.push("model/attributes.pkl", b"\x80\x02].");
+    old.push("model/code/model.py", b"op_version_set = 1\n");
     let why = refused(&old.bytes(), Cause::Unsupported);
     assert!(why.contains("TorchScript"), "{why}");
+    // What `torch.export.save` writes is something else.
+    let mut export = Archive::default();
+    export.push("net/data/weights/weight_0", &[0; 8]);
+    export.push("net/models/model.json", b"{}");
+    export.push("net/archive_format", b"pt2");
+    let why = refused(&export.bytes(), Cause::Unsupported);
+    assert!(!why.contains("TorchScript"), "{why}");
 }

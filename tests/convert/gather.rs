@@ -21,9 +21,23 @@ fn reference(tensor: &Tensor, storage: &[u8]) -> Vec<u8> {
             rest /= size;
         }
         let bytes = &storage[at as usize..at as usize + element];
-        out.extend(resolve(bytes, tensor.dtype, tensor.lazy));
+        match tensor.dtype {
+            Dtype::BOOL if !is_row_major(tensor) => out.push(u8::from(bytes != [0])),
+            _ => out.extend(resolve(bytes, tensor.dtype, tensor.lazy)),
+        }
     }
     out
+}
+
+/// Whether torch says that it `is_contiguous`.
+fn is_row_major(tensor: &Tensor) -> bool {
+    let mut step = 1;
+    let mut axes = tensor.shape.iter().zip(&tensor.strides).rev();
+    axes.all(|(size, stride)| {
+        let fits = *size == 1 || *stride == step;
+        step *= size;
+        fits
+    })
 }
 
 fn resolve(bytes: &[u8], dtype: Dtype, lazy: Lazy) -> Vec<u8> {
@@ -71,7 +85,14 @@ fn lazy(dtype: Dtype) -> BoxedStrategy<Lazy> {
 }
 
 fn view() -> impl Strategy<Value = Tensor> {
-    const DTYPES: [Dtype; 5] = [Dtype::U8, Dtype::I16, Dtype::F32, Dtype::F64, Dtype::C64];
+    const DTYPES: [Dtype; 6] = [
+        Dtype::BOOL,
+        Dtype::U8,
+        Dtype::I16,
+        Dtype::F32,
+        Dtype::F64,
+        Dtype::C64,
+    ];
     let axes = proptest::collection::vec((0_u64..6, 0_u64..8), 0..5);
     proptest::sample::select(DTYPES.as_slice())
         .prop_flat_map(move |dtype| (Just(dtype), axes.clone(), 0_u64..5, lazy(dtype)))
@@ -151,6 +172,29 @@ proptest! {
             let half = raw.len() / 2;
             prop_assert_eq!(&owned(reader.read_tensor(index, half as u64, 5).unwrap()), &raw[half..raw.len().min(half + 5)]);
         }
+    }
+}
+
+/// The bytes that torch 2.15 gives for `contiguous()` of the bytes 2, 0, 255, 1, 0, 7 as
+/// truth values: those of a view that has to be gathered are 0 or 1.
+#[test]
+fn gathered_truth_values_are_zero_or_one() {
+    const BYTES: [u8; 6] = [2, 0, 255, 1, 0, 7];
+    let view = |shape: &[u64], strides: &[u64]| Tensor {
+        strides: strides.into(),
+        ..super::contiguous("t", Dtype::BOOL, shape, 0)
+    };
+    for (tensor, wanted) in [
+        (view(&[2, 3], &[3, 1]), &BYTES[..]),
+        (view(&[1, 6], &[9, 1]), &BYTES),
+        (view(&[3, 2], &[1, 3]), &[1, 1, 0, 0, 1, 1]),
+        (view(&[3], &[2]), &[1, 1, 0]),
+        (view(&[2, 2], &[0, 1]), &[1, 0, 1, 0]),
+        (view(&[2, 2], &[3, 1]), &[1, 0, 1, 0]),
+    ] {
+        let source = file(&BYTES);
+        let reader = reader(source.path(), super::one_storage(6, vec![tensor]));
+        assert_eq!(owned(reader.read_tensor(0, 0, 9).unwrap()), wanted);
     }
 }
 

@@ -1,11 +1,13 @@
 //! Which names of tied tensors stay: convert.py's choices (safetensors 0.8.0
-//! with torch 2.15), and what is kept where it would lose something.
+//! with torch 2.15), what is kept where it would lose something, and where one of
+//! two transformers releases would not find the name.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use safetensors::Dtype;
+use serde_json::Value;
 use stfs::checkpoint::Tensor;
-use stfs::convert::{self, Plan};
+use stfs::convert::{self, Parsed, Plan, TiedNames, Ties};
 
 use super::{contiguous, one_storage, support};
 
@@ -14,9 +16,24 @@ use super::{contiguous, one_storage, support};
 type Outcome = (Vec<String>, Vec<(String, String)>);
 
 fn outcome(tensors: Vec<Tensor>, tied: &[&str]) -> Outcome {
-    let tied: HashSet<String> = tied.iter().map(|name| name.to_string()).collect();
-    let plan = Plan::new(one_storage(1 << 20, tensors), 1 << 20, Some(&tied)).unwrap();
+    let newest = Ties {
+        tied: tied.iter().map(|name| name.to_string()).collect(),
+        ..Ties::default()
+    };
+    let tied = TiedNames {
+        newest: &newest,
+        older: None,
+    };
+    let plan = Plan::new(one_storage(1 << 20, tensors), 1 << 20, Some(tied)).unwrap();
     outcome_of(&plan)
+}
+
+/// The name that stays of tensors of a model of this class that are one.
+fn kept<'a>(class: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    let tensors = names.into_iter().map(whole).collect();
+    let checkpoint = Parsed::Checkpoint(one_storage(1 << 20, tensors));
+    let plan = checkpoint.plan(1 << 20, Some(class)).unwrap();
+    outcome_of(&plan).0.remove(0)
 }
 
 fn outcome_of(plan: &Plan) -> Outcome {
@@ -130,11 +147,55 @@ fn dropped_names_are_found() {
     assert_eq!(plan.find("d"), None);
 }
 
-/// The names of one tensor in checkpoints of these classes, and the one that
-/// convert.py keeps under transformers 5.23.0.
+const SEQ2SEQ: &[&str] = &[
+    "lm_head.weight",
+    "model.decoder.embed_tokens.weight",
+    "model.encoder.embed_tokens.weight",
+    "model.shared.weight",
+];
+
+/// The names of one tensor in checkpoints of these classes, and one from which
+/// transformers 4.57.0 and 5.23.0 both find all of them: tried with models of these
+/// classes, of which only that name was saved.
 #[test]
 fn architectures_decide() {
     let cases: &[(&str, &[&str], &str)] = &[
+        (
+            "M2M100ForConditionalGeneration",
+            SEQ2SEQ,
+            "model.shared.weight",
+        ),
+        (
+            "MBartForConditionalGeneration",
+            SEQ2SEQ,
+            "model.shared.weight",
+        ),
+        (
+            "NllbMoeForConditionalGeneration",
+            SEQ2SEQ,
+            "model.shared.weight",
+        ),
+        (
+            "PLBartForConditionalGeneration",
+            SEQ2SEQ,
+            "model.shared.weight",
+        ),
+        (
+            "BigBirdPegasusForConditionalGeneration",
+            SEQ2SEQ,
+            "model.shared.weight",
+        ),
+        (
+            "BartForConditionalGeneration",
+            SEQ2SEQ,
+            "model.shared.weight",
+        ),
+        ("MarianMTModel", SEQ2SEQ, "model.shared.weight"),
+        (
+            "BartForSequenceClassification",
+            &SEQ2SEQ[1..],
+            "model.decoder.embed_tokens.weight",
+        ),
         (
             "GPT2LMHeadModel",
             &["lm_head.weight", "transformer.wte.weight"],
@@ -176,7 +237,7 @@ fn architectures_decide() {
         (
             "GPTNeoXForCausalLM",
             &["embed_out.weight", "gpt_neox.embed_in.weight"],
-            "embed_out.weight",
+            "gpt_neox.embed_in.weight",
         ),
         (
             "BertForMaskedLM",
@@ -222,5 +283,75 @@ fn architectures_decide() {
         );
         let reader = convert::open(&path).unwrap();
         assert_eq!(outcome_of(reader.plan()).0, ["lm_head.weight"], "{broken}");
+    }
+}
+
+/// What a release of transformers says of each class: the names that it calls tied,
+/// and those that it says they are tied to.
+fn table(release: &str) -> BTreeMap<String, [BTreeSet<String>; 2]> {
+    let path = format!(
+        "{}/src/convert/tied_weights/transformers-{release}.json",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let json = std::fs::read_to_string(path).unwrap();
+    let classes: BTreeMap<String, Value> = serde_json::from_str(&json).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_string();
+    let names = |value: Value| match &value {
+        Value::Array(tied) => [tied.iter().map(text).collect(), BTreeSet::new()],
+        Value::Object(tied) => [
+            tied.keys().cloned().collect(),
+            tied.values().map(text).collect(),
+        ],
+        _ => panic!("{value}"),
+    };
+    classes
+        .into_iter()
+        .map(|(class, value)| (class, names(value)))
+        .collect()
+}
+
+#[test]
+fn a_name_that_no_release_ties_stays() {
+    let (newest, older) = (table("5.23.0"), table("4.57.0"));
+    let classes: BTreeSet<&String> = newest.keys().chain(older.keys()).collect();
+    assert!(classes.len() > 400);
+    for class in classes {
+        let tied = |table: &BTreeMap<String, [BTreeSet<String>; 2]>| {
+            let known = table.get(class).cloned();
+            known.map(|[tied, _]| tied).unwrap_or_default()
+        };
+        let (by_newest, by_older) = (tied(&newest), tied(&older));
+        let all: BTreeSet<&str> = by_newest
+            .iter()
+            .chain(&by_older)
+            .map(String::as_str)
+            .collect();
+
+        // Last in byte order, and still the one.
+        let free = "~";
+        let with = |more: &[&'static str]| [all.iter().copied().collect(), more.to_vec()].concat();
+        assert_eq!(kept(class, with(&[free])), free, "{class}");
+        assert_eq!(kept(class, with(&["0", free])), "0", "{class}");
+
+        // Of names that some release ties, one that the newest leaves alone.
+        let left = all
+            .iter()
+            .find(|name| newest.contains_key(class) && !by_newest.contains(**name));
+        let expected = left.or(all.first());
+        if let Some(expected) = expected {
+            assert_eq!(kept(class, with(&[])), **expected, "{class}");
+        }
+
+        // The one that the newest ties the others to, where the other knows the
+        // class too.
+        let sources = newest.get(class).map(|[_, sources]| sources.clone());
+        let sources = sources.unwrap_or_default();
+        let source = sources
+            .iter()
+            .find(|name| !all.contains(name.as_str()) && older.contains_key(class));
+        if let Some(source) = source {
+            let names = all.iter().copied().chain(["!", source]);
+            assert_eq!(kept(class, names), *source, "{class}");
+        }
     }
 }

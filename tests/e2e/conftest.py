@@ -7,6 +7,7 @@ this repository and cannot be installed either may be missing: `MATERIAL` begins
 import contextlib
 import gc
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -131,7 +132,7 @@ def cache(stfs, mounted, tmp_path):
 def derived(path, suffix=".safetensors"):
     """Where the converted form of a checkpoint appears: `pytorch_model` becomes `model`, the extension changes."""
     stem = path.stem
-    if stem == "pytorch_model" or stem.startswith(("pytorch_model-", "pytorch_model.")):
+    if re.fullmatch(r"pytorch_model(_[0-9]+)?([-.].*)?", stem):
         stem = stem.removeprefix("pytorch_")
     return path.with_name(stem + suffix)
 

@@ -154,6 +154,27 @@ def test_pickle_protocols(protocol, tmp_path, mounted):
         assert oracle.difference((mount_point / "other.safetensors").read_bytes(), data) is None
 
 
+def test_truth_values(tmp_path, mounted):
+    """torch makes 0 and 1 of the bytes of truth values where it has to gather them, and leaves them where it has not."""
+
+    def of(count):
+        return (torch.arange(count) % 256).to(torch.uint8).view(torch.bool)
+
+    views = {
+        "whole": of(60),
+        "transposed": of(60).view(5, 12).t(),
+        "columns": of(60).view(5, 12)[:, 2:7],
+        "steps": of(4000)[::3],
+        "expanded": of(60).expand(3, 60),
+        "permuted": of(60_000).view(2, 100, 300).permute(2, 0, 1),
+    }
+    torch.save(views, tmp_path / "views.pt")
+    with mounted(tmp_path) as mount_point:
+        for name, view in views.items():
+            wanted = view.contiguous().view(torch.uint8).numpy().tobytes()
+            assert (mount_point / "views.tensors" / name).read_bytes() == wanted, name
+
+
 def test_no_tensors(tmp_path, mounted):
     """convert.py turns an empty state dict into a file without tensors."""
     torch.save({}, tmp_path / "empty.bin")

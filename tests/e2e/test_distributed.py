@@ -124,11 +124,11 @@ def test_changed_part(tmp_path, mounted):
         with pytest.raises(OSError):
             change(mount_point, source / "step1" / "__0_0.distcp")
         shown = mount_point / "step1"
-        assert os.listdir(shown) == [".metadata.refused.txt"]
-        assert "cut off" in (shown / ".metadata.refused.txt").read_text()
+        assert os.listdir(shown) == ["step1.refused.txt"]
+        assert "cut off" in (shown / "step1.refused.txt").read_text()
         os.remove(source / "step1" / "__0_0.distcp")
         time.sleep(STALE_S)
-        assert "__0_0.distcp" in (shown / ".metadata.refused.txt").read_text()
+        assert "__0_0.distcp" in (shown / "step1.refused.txt").read_text()
         dcp.save({"v": torch.arange(3.0)}, checkpoint_id=source / "step1", no_dist=True)
         time.sleep(STALE_S)
         assert (shown / "model.tensors" / "v").stat().st_size == 12

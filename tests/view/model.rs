@@ -116,24 +116,8 @@ fn tree(files: &Files, show_pickles: bool) -> BTreeMap<String, Shown> {
         })
         .map(|(name, _)| *name)
         .collect();
-    // Whoever shares its derived name goes by its whole name, which may be what
-    // another one is about to be called.
-    let mut whole: BTreeSet<&str> = BTreeSet::new();
-    loop {
-        let shares = |name: &&&str| {
-            let stem = about(name).1;
-            checkpoints
-                .iter()
-                .any(|other| other != *name && about(other).1 == stem)
-                || (stem != **name && whole.contains(stem))
-        };
-        let more: BTreeSet<&str> = checkpoints.iter().filter(shares).copied().collect();
-        if more == whole {
-            break;
-        }
-        whole = more;
-    }
-    for name in checkpoints {
+    let whole = whole_names(&checkpoints);
+    for name in &checkpoints {
         let base = if whole.contains(name) {
             name
         } else {
@@ -143,7 +127,7 @@ fn tree(files: &Files, show_pickles: bool) -> BTreeMap<String, Shown> {
         if real.contains(&converted) {
             continue;
         }
-        if let Content::Checkpoint(seed) = files[name] {
+        if let Content::Checkpoint(seed) = files[*name] {
             let old = tree.insert(converted, Shown::File(safetensors_of(&values(seed))));
             assert!(old.is_none());
             tree.entry(format!("{base}.tensors"))
@@ -153,6 +137,29 @@ fn tree(files: &Files, show_pickles: bool) -> BTreeMap<String, Shown> {
                 .or_insert(Shown::Refusal);
         }
     }
+    // What is safetensors under the name of a checkpoint has tensors where nothing
+    // else is called as they would be.
+    let natives = files.iter().filter_map(|(name, content)| match content {
+        Content::Native(seed) => Some((*name, *seed)),
+        _ => None,
+    });
+    let natives: Vec<(&str, u8)> = natives
+        .filter(|(name, _)| about(name).2 || name.ends_with(".safetensors"))
+        .collect();
+    let with_tensors: Vec<&str> = natives
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(checkpoints)
+        .collect();
+    let whole = whole_names(&with_tensors);
+    for (name, seed) in natives.iter().filter(|(name, _)| about(name).2) {
+        let base = match whole.contains(name) {
+            true => name,
+            false => about(name).1,
+        };
+        tree.entry(format!("{base}.tensors"))
+            .or_insert(Shown::Tensors(raw(*seed)));
+    }
     // A real file wins, whatever was there before it.
     for (name, content) in files {
         if real.contains(*name) {
@@ -160,6 +167,26 @@ fn tree(files: &Files, show_pickles: bool) -> BTreeMap<String, Shown> {
         }
     }
     tree
+}
+
+/// Whoever shares its derived name goes by its whole name, which may be what another
+/// one is about to be called.
+fn whole_names<'n>(files: &[&'n str]) -> BTreeSet<&'n str> {
+    let mut whole: BTreeSet<&str> = BTreeSet::new();
+    loop {
+        let shares = |name: &&&str| {
+            let stem = about(name).1;
+            files
+                .iter()
+                .any(|other| other != *name && about(other).1 == stem)
+                || (stem != **name && whole.contains(stem))
+        };
+        let more: BTreeSet<&str> = files.iter().filter(shares).copied().collect();
+        if more == whole {
+            return whole;
+        }
+        whole = more;
+    }
 }
 
 fn check(view: &View, files: &Files, show_pickles: bool) -> BTreeMap<String, Node> {

@@ -73,7 +73,13 @@ impl<'a> Candidate<'a> {
 
     /// Whether it begins as pickles do since protocol 2.
     pub fn is_marked_pickle(&self) -> bool {
-        matches!(*self.head, [0x80, 0..=5, opcode, ..] if pickle::is_opcode(opcode))
+        matches!(*self.head, [0x80, 2..=5, opcode, ..] if pickle::is_opcode(opcode))
+    }
+
+    /// Whether it begins with the mark of protocol 0 or 1. Python reads it and never
+    /// writes it: most such files are something else.
+    pub fn is_doubtfully_marked(&self) -> bool {
+        matches!(*self.head, [0x80, 0..=1, opcode, ..] if pickle::is_opcode(opcode))
     }
 
     /// Whether it begins as zip archives do.
@@ -94,6 +100,17 @@ impl<'a> Candidate<'a> {
             },
         };
         Ok(self.zip.get_or_init(|| zip))
+    }
+
+    /// What it is as a zip archive whose first two bytes were replaced.
+    pub fn headless_zip(&self) -> Result<Zip<'a>> {
+        let rest = LOCAL.get(2..).unwrap_or_default();
+        let shows = !self.is_zip() && self.head.get(2..).is_some_and(|it| it.starts_with(rest));
+        match shows.then(|| self.zip_names()) {
+            Some(Ok(names)) => Ok(Zip::Names(names)),
+            None | Some(Err(Error::Refused(_))) => Ok(Zip::No),
+            Some(Err(error)) => Err(error),
+        }
     }
 
     fn zip_names(&self) -> Result<ZipNames<'a>> {

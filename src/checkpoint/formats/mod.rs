@@ -23,6 +23,8 @@ use crate::source::Source;
 use candidate::{Candidate, Request};
 
 pub use candidate::Holds;
+pub use plain::shows_pickle;
+pub use torch_zip::is_headless;
 
 /// A file is held against these in this order.
 static CONTAINERS: &[Container] = &[

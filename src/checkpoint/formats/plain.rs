@@ -10,7 +10,7 @@ use crate::checkpoint::refusal::{Cause, Refusal};
 use crate::checkpoint::storage::StorageTable;
 use crate::checkpoint::{stream, verdict, walk};
 use crate::pickle::{self, ErrorKind, Limits, Parser, Pickle, Step, Window};
-use crate::source::Source;
+use crate::source::{Found, Source};
 
 /// How much of a stream is read to find out what its pickles import.
 const READ: u64 = 64 << 20;
@@ -29,7 +29,12 @@ fn limits() -> Limits {
 }
 
 pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
-    Ok(file.is_marked_pickle().then_some(Holds::Pickles))
+    Ok(shows_pickle(file)?.then_some(Holds::Pickles))
+}
+
+/// Whether a file shows itself to be a pickle, whatever its name promises.
+pub fn shows_pickle(file: &Candidate) -> Result<bool> {
+    Ok(file.is_marked_pickle() || file.is_doubtfully_marked() && is_unmarked(file)?)
 }
 
 /// Whether a file without a protocol mark is a pickle: protocols 0 and 1 have none.
@@ -94,9 +99,24 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
         return Err(attack.into());
     }
     refuse_more(source, pickle.end())?;
+    if pickle.has_persistent() && is_unpacked(request) {
+        return Err(Refusal::new(
+            Cause::Unpacked,
+            "this is a part of an archive of torch.save that was unpacked, as Safari does with \
+             downloads: its storages are files of their own beside it",
+        )
+        .into());
+    }
     let mut torch = Torch::new(&pickle, Nowhere(source));
     let contents = walk::read(&mut torch, request.wanted)?;
     Ok(contents.with(torch.into_storages()))
+}
+
+/// Whether beside the file lies what lies beside the pickle in an archive of
+/// torch.save.
+fn is_unpacked(request: &Request) -> bool {
+    let find = |name: &str| request.directory.stat(name.as_ref());
+    matches!(find("version"), Ok(Found::File(_))) && matches!(find("data"), Ok(Found::Directory(_)))
 }
 
 /// Reads the pickle at the start of a file, and where joblib put the bytes of

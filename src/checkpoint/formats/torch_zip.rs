@@ -38,10 +38,6 @@ const PICKLE: &str = "data.pkl";
 /// A zip archive is a checkpoint when it has a `data.pkl`. One that cannot be read
 /// in one way only is judged by its name, and by the entry that torch writes first.
 pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
-    let is_pickle = |name: &str| {
-        let last = name.rsplit(['/', '\\']).next();
-        last.is_some_and(|last| last.eq_ignore_ascii_case(PICKLE))
-    };
     let named = match file.zip()? {
         Zip::No => return Ok(None),
         Zip::Broken => None,
@@ -56,6 +52,24 @@ pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
         file.promised || starts.any(|bytes| bytes.eq_ignore_ascii_case(PICKLE.as_bytes()))
     });
     Ok(is_one.then_some(Holds::Pickles))
+}
+
+/// Whether an entry of an archive is the pickle of a checkpoint.
+fn is_pickle(name: &str) -> bool {
+    let last = name.rsplit(['/', '\\']).next();
+    last.is_some_and(|last| last.eq_ignore_ascii_case(PICKLE))
+}
+
+/// Whether a file would be a checkpoint if its first two bytes were those of a zip
+/// archive.
+pub fn is_headless(file: &Candidate) -> Result<bool> {
+    match file.headless_zip()? {
+        Zip::Names(names) => match names.any(is_pickle) {
+            Err(Error::Refused(_)) => Ok(false),
+            named => named,
+        },
+        Zip::No | Zip::Broken => Ok(false),
+    }
 }
 
 /// Reads the checkpoint in a torch zip archive.

@@ -13,6 +13,7 @@ use crate::convert::index::Index;
 use crate::convert::names;
 use crate::source::{Metadata, Version};
 use crate::view::attr::{Attr, Kind};
+use crate::view::below::{self, Below, Place};
 use crate::view::context::Context;
 use crate::view::error::{Error, Result, gone};
 use crate::view::file::{OpenFile, OpenText};
@@ -43,7 +44,7 @@ fn list(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
         && let Some(base) = names::indexed_stem(name).map(OsString::from)
         && let Some(node) = merged(folder, &base)?
     {
-        claims.push(Claim::new(with(&base, tensors::SUFFIX), 2, node));
+        claims.push(Claim::new(with(&base, tensors::SUFFIX), 3, node));
     }
     Ok(claims)
 }
@@ -66,9 +67,10 @@ fn derived_index(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
         let Some((index, metadata)) = index_in(folder, source)? else {
             continue;
         };
+        let mut below = Below::new(folder);
         let files: Vec<String> = index
             .file_names()
-            .map(|file| name_of(folder, file))
+            .map(|file| name_of(&mut below, file))
             .collect::<Result<_>>()?;
         let parts: Vec<&[u8]> = files.iter().map(String::as_bytes).collect();
         let renamed = Renamed {
@@ -89,25 +91,49 @@ fn derived_index(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
             of: Id::of(&[&metadata.version.to_bytes(), renamed.digest.as_bytes()]),
             part: 0,
         };
-        let attr = Attr::of(Kind::File, &metadata).sized(text.len() as u64);
+        let attr = Attr::of(Kind::File, &metadata)
+            .sized(text.len() as u64)
+            .with_rights(below.common(metadata.rights));
         return Ok(Some(Node::new(key, attr, renamed)));
     }
     Ok(None)
 }
 
-/// What the file that an index calls `file` is called in the tree.
-fn name_of(folder: &Folder, file: &str) -> Result<String> {
-    let shown = folder.scan()?.contains(file.as_ref())
+/// What the file that an index calls `file` is called in the tree. What lies in no
+/// directory of it is called as it would be if it stood alone.
+fn name_of(below: &mut Below, file: &str) -> Result<String> {
+    let (directory, name) = match file.rsplit_once('/') {
+        Some((directory, name)) => (format!("{directory}/"), name),
+        None => (String::new(), file),
+    };
+    let base = match below.place(file) {
+        Some(place) if is_shown(&place)? => return Ok(file.to_string()),
+        // A name made from text is text.
+        Some(place) => place.folder.base_of(place.name)?.to_string_lossy().into(),
+        None => names::stem(name),
+    };
+    Ok(format!("{directory}{base}{}", names::SAFETENSORS))
+}
+
+/// Whether there is a file that is in the tree as it is.
+fn is_shown(place: &Place) -> Result<bool> {
+    let is_there = place.folder.scan()?.contains(place.name);
+    Ok(is_there
         && matches!(
-            folder.find(file.as_ref())?,
+            place.folder.find(place.name)?,
             SourceEntry::File(_, content) if !content.is_checkpoint()
-        );
-    if shown {
-        return Ok(file.to_string());
-    }
-    let base = folder.base_of(file.as_ref())?;
-    // A name made from text is text.
-    Ok(format!("{}{}", base.to_string_lossy(), names::SAFETENSORS))
+        ))
+}
+
+/// Whether all that the indexes in a directory name lies in it.
+pub fn stands_alone(folder: &Folder) -> bool {
+    let leads_away = |name: &OsStr| match index_in(folder, name) {
+        Ok(Some((index, _))) => index.file_names().any(below::leads_away),
+        Ok(None) => false,
+        Err(_) => true,
+    };
+    let scan = folder.scan();
+    scan.is_ok_and(|scan| !scan.indexes().any(leads_away))
 }
 
 /// The index in the file `name`; None when there is none in it.
@@ -128,13 +154,16 @@ fn merged(folder: &Folder, base: &OsStr) -> Result<Option<Node>> {
         let Some((index, metadata)) = index_in(folder, name)? else {
             continue;
         };
-        let Some(parts) = parts(folder, &index)? else {
+        let mut below = Below::new(folder);
+        let Some(parts) = parts(&mut below, &index)? else {
             continue;
         };
         let set = merge(folder, base, &index, &metadata, parts)?;
-        let rights = set.parts.iter().fold(metadata.rights, |rights, part| {
-            rights.common(part.attr.rights())
-        });
+        let rights = below.common(metadata.rights);
+        let rights = set
+            .parts
+            .iter()
+            .fold(rights, |rights, part| rights.common(part.attr.rights()));
         let attr = Attr::of(Kind::File, &metadata).with_rights(rights);
         return Ok(Some(tensors::directory(set, attr)));
     }
@@ -142,12 +171,14 @@ fn merged(folder: &Folder, base: &OsStr) -> Result<Option<Node>> {
 }
 
 /// The shards that `index` names, by name; None unless all can be read.
-fn parts(folder: &Folder, index: &Index) -> Result<Option<Vec<Shard>>> {
+fn parts(below: &mut Below, index: &Index) -> Result<Option<Vec<Shard>>> {
     let mut files: Vec<&str> = index.file_names().collect();
     files.sort_unstable();
     let mut parts = Vec::with_capacity(files.len());
     for file in files {
-        let name = OsStr::new(file);
+        let Some(Place { folder, name }) = below.place(file) else {
+            return Ok(None);
+        };
         // What is in the scan is a plain name, and no path to somewhere else.
         if !folder.scan()?.contains(name) {
             return Ok(None);

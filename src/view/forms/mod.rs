@@ -10,7 +10,7 @@
 //! ```
 
 mod control;
-mod index;
+pub mod index;
 mod output;
 pub mod real;
 mod refusal;

@@ -6,8 +6,8 @@ use crate::view::error::Result;
 use crate::view::folder::Folder;
 use crate::view::node::Node;
 
-/// A child and the rank of its claim to the name: a real file 0, a derived one
-/// 1, the tensors of all shards 2.
+/// A child and the rank of its claim to the name: a real file 0, a derived one 1, one
+/// that another file has more of a claim to by its name 2, the tensors of all shards 3.
 pub struct Claim {
     pub name: OsString,
     pub rank: u8,

@@ -1,11 +1,14 @@
-//! `NAME.refused.txt`: why the checkpoint NAME is not shown, and what to do.
+//! `NAME.refused.txt`: why the checkpoint NAME is not shown, and what to do. Of a
+//! directory that is one checkpoint NAME is the directory's own: that of the file that
+//! describes it would be a hidden one.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::output::{Claim, Output};
 use crate::checkpoint::{Cause, Refusal};
+use crate::convert::names;
 use crate::source::{self, Metadata, Version};
 use crate::view::attr::{Attr, Kind};
 use crate::view::context::Context;
@@ -22,14 +25,43 @@ pub const OUTPUT: Output = Output { list, find };
 
 fn list(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
     let node = of(folder, name)?;
-    let claim = |node| Claim::new(with(name, REFUSED), 1, node);
+    let claim = |node| claim(folder, name, node);
     Ok(node.map(claim).into_iter().collect())
+}
+
+/// The claim of the refusal of `about`. A file called as the directory is comes first.
+fn claim(folder: &Folder, about: &OsStr, node: Node) -> Claim {
+    match about == names::METADATA {
+        true => Claim::new(with(&of_directory(folder), REFUSED), 2, node),
+        false => Claim::new(with(about, REFUSED), 1, node),
+    }
+}
+
+/// What the directory is called.
+fn of_directory(folder: &Folder) -> OsString {
+    let location = folder.tree.location();
+    let name = location.file_name();
+    name.map_or_else(|| names::MODEL.into(), OsStr::to_os_string)
 }
 
 fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
     let Some(about) = strip_suffix(name, REFUSED) else {
         return Ok(None);
     };
+    let metadata = OsStr::new(names::METADATA);
+    if about != metadata
+        && let Some(node) = of_or_unreadable(folder, about)?
+    {
+        return Ok(Some(node));
+    }
+    match about == of_directory(folder) && folder.scan()?.contains(metadata) {
+        true => of_or_unreadable(folder, metadata),
+        false => Ok(None),
+    }
+}
+
+/// What stands in for the file `about`, if it is refused or cannot be looked at.
+fn of_or_unreadable(folder: &Folder, about: &OsStr) -> Result<Option<Node>> {
     match of(folder, about) {
         Err(Error::Io(error)) if error.kind() != std::io::ErrorKind::NotConnected => {
             Ok(Some(unreadable(folder, about, &error.into()).node))
@@ -51,8 +83,7 @@ pub fn unreadable(folder: &Folder, about: &OsStr, error: &source::Error) -> Clai
     // Nothing is known of the file but that it is there.
     let metadata = *folder.tree.metadata();
     let refusal = folder::unreadable(error);
-    let node = node(folder, about, &metadata, &refusal);
-    Claim::new(with(about, REFUSED), 1, node)
+    claim(folder, about, node(folder, about, &metadata, &refusal))
 }
 
 fn node(folder: &Folder, about: &OsStr, metadata: &Metadata, refusal: &Refusal) -> Node {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::output::{Claim, Output};
 use super::{rooted, tensor_names};
 use crate::cache::Promoted;
-use crate::checkpoint::Content;
-use crate::convert::{Extent, Plan, Planned, Reader, names};
+use crate::checkpoint::{Content, NameHint};
+use crate::convert::{self, Extent, Plan, Planned, Reader, names};
 use crate::source::Bytes;
 use crate::view::attr::Attr;
 use crate::view::context::Context;
@@ -34,15 +34,18 @@ fn list(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
     if folder.context.options().tensors != Tensors::Show {
         return Ok(Vec::new());
     }
-    let of = match folder.derived(name)? {
-        Derived::Converted(base, origin) => Some((base, origin)),
-        _ => native(folder, name)?,
+    let (rank, of) = match folder.derived(name)? {
+        Derived::Converted(base, origin) => (1, Some((base, origin))),
+        _ => match native(folder, name)? {
+            Some(native) => (1, Some(native)),
+            None => (2, disguised(folder, name)?),
+        },
     };
     Ok(match of {
         Some((base, origin)) => {
             let name = with(&base, SUFFIX);
             let node = single(folder.path(&name), origin);
-            vec![Claim::new(name, 1, node)]
+            vec![Claim::new(name, rank, node)]
         }
         None => Vec::new(),
     })
@@ -55,14 +58,21 @@ fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
     if folder.context.options().tensors == Tensors::Off {
         return Ok(None);
     }
-    let origin = match native(folder, &with(base, names::SAFETENSORS))? {
-        Some((_, origin)) => Some(origin),
-        None => match folder.converted(base)? {
-            Some(origin) => Some(origin),
-            None => rooted::find(folder, base)?,
-        },
-    };
-    Ok(origin.map(|origin| single(folder.path(name), origin)))
+    let of = |origin| Some(single(folder.path(name), origin));
+    if let Some((_, origin)) = native(folder, &with(base, names::SAFETENSORS))? {
+        return Ok(of(origin));
+    }
+    if let Some(origin) = folder.converted(base)? {
+        return Ok(of(origin));
+    }
+    for file in folder.scan()?.clone().with_stem(base).chain([base]) {
+        if let Some((found, origin)) = disguised(folder, file)?
+            && found == base
+        {
+            return Ok(of(origin));
+        }
+    }
+    Ok(rooted::find(folder, base)?.and_then(of))
 }
 
 /// The file `name`, if it is safetensors and is called so, and its stem.
@@ -70,11 +80,43 @@ fn native(folder: &Folder, name: &OsStr) -> Result<Option<(OsString, Arc<Origin>
     let Some(base) = strip_suffix(name, names::SAFETENSORS) else {
         return Ok(None);
     };
-    let SourceEntry::File(metadata, content @ Content::Safetensors) = folder.find(name)? else {
+    Ok(safetensors(folder, name)?.map(|origin| (base.to_os_string(), origin)))
+}
+
+/// The file `name`, if it is safetensors under the name of a checkpoint, and what its
+/// tensors go by: its stem, or its whole name where another file has tensors too that
+/// go by that.
+fn disguised(folder: &Folder, name: &OsStr) -> Result<Option<(OsString, Arc<Origin>)>> {
+    if convert::hint(name) != NameHint::Checkpoint {
+        return Ok(None);
+    }
+    let Some(origin) = safetensors(folder, name)? else {
         return Ok(None);
     };
-    let origin = folder.origin(name, &metadata, content, None).ok();
-    Ok(origin.map(|origin| (base.to_os_string(), origin)))
+    let counts = |other: &OsStr| Ok(folder.holds_weights(other)? || is_safetensors(folder, other)?);
+    let base = folder.base_among(name, counts)?;
+    Ok(Some((base, origin)))
+}
+
+/// The file `name`, if it is safetensors that can be read.
+fn safetensors(folder: &Folder, name: &OsStr) -> Result<Option<Arc<Origin>>> {
+    match folder.find(name)? {
+        SourceEntry::File(metadata, content @ Content::Safetensors) => {
+            Ok(folder.origin(name, &metadata, content, None).ok())
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Whether there is a file `name` that is safetensors and has tensors.
+fn is_safetensors(folder: &Folder, name: &OsStr) -> Result<bool> {
+    if !folder.scan()?.contains(name) || convert::hint(name) == NameHint::Nothing {
+        return Ok(false);
+    }
+    Ok(matches!(
+        folder.find(name)?,
+        SourceEntry::File(_, Content::Safetensors)
+    ))
 }
 
 /// The directory of one file's tensors.
