@@ -978,8 +978,9 @@ def children(node, at_the_top):
         for key, value in node.items():
             named = at_the_top and isinstance(key, str) and key in OPTIMIZER_NAMES
             token = is_embedding and key == "string_to_token"
-            yield key, value, OPTIMIZER if named else TOKEN if token else rule
-            yield f"key {key!r:.30}", key, rule
+            label = key if isinstance(key, (str, int)) else f"<{type(key).__name__}>"
+            yield label, value, OPTIMIZER if named else TOKEN if token else rule
+            yield f"key {label}", key, rule
         yield "default_factory", getattr(node, "default_factory", None), None
     elif isinstance(node, (list, tuple, deque)):
         for index, value in enumerate(node):
