@@ -112,7 +112,8 @@ NAMES = {
     },
     "lstm": {
         f"0._all_weight_values.0.param.{name}"
-        for name in ["1.0", "1.1", "4.0.0", "4.0.0.scale", "4.0.0.zero_point", "4.1.0", "4.1.0.scale", "4.1.0.zero_point"]
+        for name in ["1.0", "1.1"]
+        + [f"4.{n}.0{part}" for n in range(2) for part in ["", ".scale", ".zero_point"]]
     },
     "embedding": {
         "0._packed_params._packed_weight",

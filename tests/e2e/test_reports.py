@@ -321,7 +321,8 @@ def test_index_of_a_subfolder(mount):
     index = json.loads((mount / "index/sub/model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == original["weight_map"].keys()
     for name, shard in index["weight_map"].items():
-        assert found(mount / "index/sub" / shard)[name] == wanted(load(f"index/sub/{original['weight_map'][name]}"))[name]
+        state_dict = load(f"index/sub/{original['weight_map'][name]}")
+        assert found(mount / "index/sub" / shard)[name] == wanted(state_dict)[name]
 
 
 # Words that mislead
