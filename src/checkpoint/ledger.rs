@@ -156,24 +156,29 @@ impl Ledger {
         root: ObjectId,
     ) -> Result<Vec<LeftOut>, Refusal> {
         // What a dict was written with is quickly gone through; what it holds takes more.
-        if !self.lost(torch, root, Look::AsWritten).is_empty() {
-            let lost = self.lost(torch, root, Look::AsLoaded);
+        let mut roots = vec![root];
+        if root == torch.pickle().root() {
+            // A call whose result is dropped gives what it has to something else.
+            roots.extend(torch.pickle().discarded());
+        }
+        if !self.lost(torch, &roots, Look::AsWritten).is_empty() {
+            let lost = self.lost(torch, &roots, Look::AsLoaded);
             if !lost.is_empty() {
-                return Err(self.refusal(torch.pickle(), root, &lost));
+                return Err(self.refusal(torch.pickle(), &roots, &lost));
             }
         }
         let entries = std::mem::take(&mut self.entries);
         Ok(sum_up(torch, entries))
     }
 
-    /// The stretches below `root` that were not entered: the first one, or all.
-    fn lost<S: Storages>(&self, torch: &Torch<S>, root: ObjectId, look: Look) -> Vec<ObjectId> {
+    /// The stretches below `roots` that were not entered: the first one, or all.
+    fn lost<S: Storages>(&self, torch: &Torch<S>, roots: &[ObjectId], look: Look) -> Vec<ObjectId> {
         let pickle = torch.pickle();
         let mut lost = Vec::new();
         // Part of an entered tensor is whatever that is made from: it is looked at
         // again where it stands by itself.
         let mut seen = [Marks::of(pickle), Marks::of(pickle)];
-        let mut pending = vec![(root, false)];
+        let mut pending: Vec<_> = roots.iter().map(|root| (*root, false)).collect();
         let mut children = Vec::new();
         while let Some((id, is_part)) = pending.pop() {
             if is_scalar(pickle.get(id)) || self.closed.contains(id) {
@@ -212,8 +217,8 @@ impl Ledger {
     }
 
     /// Says what would be lost: the objects that hold it, which were not walked.
-    fn refusal(&self, pickle: &Pickle, root: ObjectId, lost: &[ObjectId]) -> Refusal {
-        let parents = self.parents(pickle, root);
+    fn refusal(&self, pickle: &Pickle, roots: &[ObjectId], lost: &[ObjectId]) -> Refusal {
+        let parents = self.parents(pickle, roots);
         let mut named: Vec<(String, String)> = Vec::new();
         for id in lost {
             let mut way = vec![*id];
@@ -232,7 +237,7 @@ impl Ledger {
         let more = named.len().saturating_sub(NAMED);
         let named = named.iter().take(NAMED);
         let named = named.map(|(path, kind)| match path.is_empty() {
-            true => format!("it is an object of class {kind}"),
+            true => format!("there is an object of class {kind}"),
             false => format!("`{}` is an object of class {kind}", shown(path)),
         });
         let named: Vec<String> = named.collect();
@@ -255,12 +260,14 @@ impl Ledger {
         is_made && !self.accounted.contains(id)
     }
 
-    /// By which object each was reached from `root` first.
-    fn parents(&self, pickle: &Pickle, root: ObjectId) -> HashMap<ObjectId, ObjectId> {
+    /// By which object each was reached from `roots` first.
+    fn parents(&self, pickle: &Pickle, roots: &[ObjectId]) -> HashMap<ObjectId, ObjectId> {
         let mut parents = HashMap::new();
-        let mut level = vec![root];
+        let mut level = roots.to_vec();
         let mut seen = Marks::of(pickle);
-        seen.insert(root);
+        for root in roots {
+            seen.insert(*root);
+        }
         while !level.is_empty() {
             let mut next = Vec::new();
             for id in level {

@@ -40,6 +40,8 @@ pub(super) struct Machine<'a, 'l> {
     globals: HashMap<Arc<str>, HashMap<Arc<str>, ObjectId>>,
     imports: Vec<Import>,
     calls: u64,
+    /// Results of calls that were taken off the stack.
+    discarded: Vec<ObjectId>,
     /// Tuples that hold, at any depth, what Python cannot hash.
     unhashable_tuples: HashSet<ObjectId>,
     effort: Effort,
@@ -76,6 +78,7 @@ impl<'a, 'l> Machine<'a, 'l> {
             globals: HashMap::new(),
             imports: Vec::new(),
             calls: 0,
+            discarded: Vec::new(),
             unhashable_tuples: HashSet::new(),
             effort: Effort::default(),
             offset,
@@ -127,6 +130,7 @@ impl<'a, 'l> Machine<'a, 'l> {
                     objects: mem::take(&mut self.objects),
                     imports: mem::take(&mut self.imports),
                     calls: self.calls,
+                    discarded: mem::take(&mut self.discarded),
                     effort: self.effort,
                     end: self.operands.position(),
                 }));
@@ -199,6 +203,7 @@ impl<'a, 'l> Machine<'a, 'l> {
         let memory = self.heap
             + self.objects.memory()
             + self.memo.memory()
+            + self.discarded.capacity() * size_of::<ObjectId>()
             + self.stack.capacity() * size_of::<ObjectId>()
             + self.marks.capacity() * size_of::<usize>()
             + self.unhashable_tuples.capacity() * (size_of::<ObjectId>() + 1);
@@ -329,6 +334,14 @@ impl<'a> Machine<'a, '_> {
         let top = self.top()?;
         self.stack.pop();
         Ok(top)
+    }
+
+    /// Takes objects off the stack for good. What they did when they were made stays done.
+    fn discard(&mut self, height: usize) {
+        let objects = &self.objects;
+        let gone = self.stack.drain(height..);
+        let made = gone.filter(|id| matches!(objects.get(*id), Object::Call(_)));
+        self.discarded.extend(made);
     }
 
     fn pop_to_mark(&mut self) -> Result<Vec<ObjectId>> {

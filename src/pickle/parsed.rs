@@ -33,6 +33,7 @@ pub struct Pickle<'a> {
     pub(super) root: ObjectId,
     pub(super) imports: Vec<Import>,
     pub(super) calls: u64,
+    pub(super) discarded: Vec<ObjectId>,
     pub(super) effort: Effort,
     pub(super) end: u64,
 }
@@ -65,6 +66,12 @@ impl Pickle<'_> {
     /// Every distinct import, used or not, in the order of the stream.
     pub fn imports(&self) -> &[Import] {
         &self.imports
+    }
+
+    /// Results of calls that the stream dropped. They may be part of the object all the
+    /// same; if not, the calls were made for what they do.
+    pub fn discarded(&self) -> &[ObjectId] {
+        &self.discarded
     }
 
     /// How many calls the pickle makes when it is loaded, used or not.

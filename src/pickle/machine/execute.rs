@@ -164,15 +164,18 @@ impl<'a> Machine<'a, '_> {
                 Ok(())
             }
             Opcode::Pop => {
-                if self.pop().is_err() {
-                    // Nothing above the mark: it is the mark that goes.
-                    self.marks.pop().ok_or(ErrorKind::StackUnderflow)?;
+                match self.above_mark().is_empty() {
+                    // It is the mark that goes.
+                    true => {
+                        self.marks.pop().ok_or(ErrorKind::StackUnderflow)?;
+                    }
+                    false => self.discard(self.stack.len() - 1),
                 }
                 Ok(())
             }
             Opcode::PopMark => {
                 let mark = self.marks.pop().ok_or(ErrorKind::NoMark)?;
-                self.stack.truncate(mark);
+                self.discard(mark);
                 Ok(())
             }
             Opcode::Dup => {
