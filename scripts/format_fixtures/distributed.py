@@ -25,7 +25,7 @@ def expect(name, about):
     dcp_to_torch_save(FIXTURES.path(name), merged)
     loaded = torch.load(merged, weights_only=False)
     merged.unlink()
-    FIXTURES.expect(name, about, loaded)
+    FIXTURES.expect(name, about, loaded, weights="model")
 
 
 def save_shards(rank, port, path):

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::formats::zip::{Method, local};
+use super::formats::zip::{Method, ZipEntry, local};
 use super::refusal::Refusal;
 use crate::source::{self, Source};
 
@@ -43,6 +43,20 @@ pub struct Checksum<'a> {
 }
 
 impl ArchiveEntry {
+    /// An entry of an archive that is the file itself.
+    pub fn of(entry: &ZipEntry) -> ArchiveEntry {
+        ArchiveEntry {
+            name: entry.name.as_str().into(),
+            companion: None,
+            header: entry.header,
+            data: entry.data,
+            len: entry.stored_size,
+            crc32: entry.crc32,
+            is_deflated: entry.method == Method::Deflated,
+            is_predicted: entry.is_predicted,
+        }
+    }
+
     /// The checksum of the bytes that the entry has in the file, if there is one.
     pub fn checksum(&self) -> Option<Checksum<'_>> {
         let is_known = !self.is_deflated && self.crc32 != 0;

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use super::archive::ArchiveEntry;
 use super::companions::Companion;
+use super::error::Result;
 use super::layout::{Layout, Note};
 use super::ledger::LeftOut;
-use super::refusal::{Cause, Refusal};
-use super::storage::Storage;
+use super::refusal::{Cause, Refusal, unsupported};
+use super::storage::{Backing, Storage};
 use super::tensor::Tensor;
 use super::wire;
 
@@ -36,6 +37,30 @@ pub struct Checkpoint {
     /// Entries for the metadata of the converted file: what it takes to undo what
     /// safetensors could not say as it was.
     pub notes: Vec<(String, String)>,
+}
+
+impl Checkpoint {
+    /// The same of an archive that begins so many bytes after the file does.
+    ///
+    /// # Errors
+    /// Something of it does not lie in the file as it is.
+    pub fn moved(mut self, by: u64) -> Result<Checkpoint> {
+        for storage in &mut self.storages {
+            match &mut storage.backing {
+                Backing::File(offset) => *offset = offset.saturating_add(by),
+                Backing::Decoded(encoded) => encoded.offset = encoded.offset.saturating_add(by),
+                Backing::Memory(_) => {}
+                Backing::Companion { .. } | Backing::Chain(_) | Backing::Tiles(_) => {
+                    return Err(unsupported("its tensors are put together in parts").into());
+                }
+            }
+        }
+        for entry in &mut self.entries {
+            entry.header = entry.header.saturating_add(by);
+            entry.data = entry.data.saturating_add(by);
+        }
+        Ok(self)
+    }
 }
 
 /// A value that is no tensor.
@@ -72,7 +97,7 @@ pub struct Contents {
 
 impl Contents {
     /// Adds a tensor; the names of all have to be told apart by the caller.
-    pub fn add(&mut self, name: &str, layout: Layout) -> Result<(), Refusal> {
+    pub fn add(&mut self, name: &str, layout: Layout) -> std::result::Result<(), Refusal> {
         if name == "__metadata__" {
             return Err(Refusal::new(
                 Cause::Inexpressible,

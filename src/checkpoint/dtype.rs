@@ -80,6 +80,36 @@ impl ElementType {
         })
     }
 
+    /// The type that torch.export writes as this number (torch/_export/serde/schema.py,
+    /// `ScalarType`).
+    pub fn of_export_number(number: u32) -> Option<ElementType> {
+        let name = match number {
+            1 => "uint8",
+            2 => "int8",
+            3 => "int16",
+            4 => "int32",
+            5 => "int64",
+            6 => "float16",
+            7 => "float32",
+            8 => "float64",
+            9 => "complex32",
+            10 => "complex64",
+            11 => "complex128",
+            12 => "bool",
+            13 => "bfloat16",
+            28 => "uint16",
+            29 => "float8_e4m3fn",
+            30 => "float8_e5m2",
+            31 => "float8_e4m3fnuz",
+            32 => "float8_e5m2fnuz",
+            33 => "float8_e8m0fnu",
+            34 => "uint32",
+            35 => "uint64",
+            _ => return None,
+        };
+        ElementType::of_dtype_name(name)
+    }
+
     /// The type of a dtype object: the name behind `torch.`, as in `torch.float32`.
     pub fn of_dtype_name(name: &str) -> Option<ElementType> {
         use ElementType::{Foreign as Other, Plain};

@@ -44,6 +44,8 @@ pub enum Cause {
     Names,
     /// A torch archive whose first bytes were replaced.
     Headless,
+    /// A torch archive packed again with names that only Windows understands.
+    Backslashes,
     /// A part of a torch archive that was unpacked.
     Unpacked,
     /// A link that leads where it is not followed.
@@ -131,6 +133,10 @@ impl Refusal {
             Cause::Headless => {
                 "Put them back in a copy of the file, and it is read: \
                  `printf PK | dd of=COPY conv=notrunc`."
+            }
+            Cause::Backslashes => {
+                "Unpack it and pack its folder again with `zip -0 -r model.pth FOLDER`, or download the \
+                 original."
             }
             Cause::Unpacked => {
                 "Pack the folder again, from the one around it, with `zip -0 -r model.pth FOLDER`, or \

@@ -40,10 +40,17 @@ pub fn is_optimizer<'k>(keys: impl ExactSizeIterator<Item = &'k str> + Clone) ->
         || (both("state", "param_groups")
             || both("state", "hypers")
             || both("exp_avg", "exp_avg_sq")
-            || both("zero_stage", "optimizer_state_dict")
-            || has("fp32_flat_groups")
             || has("single_partition_of_fp32_groups")
             || has("fp32_from_fp16_params"))
+}
+
+/// Whether a mapping with these keys holds the states of all generators, as transformers'
+/// Trainer saves them.
+pub fn is_rng_states<'k>(mut keys: impl ExactSizeIterator<Item = &'k str>) -> bool {
+    const KEYS: &[&str] = &[
+        "python", "numpy", "cpu", "cuda", "hpu", "mlu", "mps", "musa", "npu", "xla", "xpu",
+    ];
+    keys.len() > 1 && keys.all(|key| KEYS.contains(&key))
 }
 
 /// Bytes of the states of torch's generators: of the CPU since 0.4, and of devices.

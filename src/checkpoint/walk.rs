@@ -237,6 +237,10 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 self.leave_out_here(id, Rule::OptimizerState)?;
                 None
             }
+            Meaning::Map(map) if self.is_rng_states(id, &map)? => {
+                self.leave_out_here(id, Rule::RngState)?;
+                None
+            }
             Meaning::Map(map) => self.children(id, map, top)?,
             Meaning::Sequence(_) if training::is_numpy_rng(self.torch.pickle(), id) => {
                 self.leave_out_here(id, Rule::RngState)?;
@@ -347,8 +351,11 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 return Ok(None);
             }
             return Err(Refusal::new(
-                Cause::Malformed,
-                format!("`{}` contains itself", shown(&self.path)),
+                Cause::Unsupported,
+                format!(
+                    "`{}` contains itself, so that its tensors have names without end",
+                    shown(&self.path)
+                ),
             ));
         }
         Ok(Some(Frame {
@@ -454,11 +461,23 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
     }
 
     fn is_optimizer(&self, map: &Map) -> bool {
-        let keys = map.entries.iter().map(|(label, _)| match label {
-            Label::Key(key) => self.torch.pickle().as_str(*key).unwrap_or_default(),
+        map.kind != Kind::Module && training::is_optimizer(self.keys_of(map))
+    }
+
+    fn is_rng_states(&mut self, id: ObjectId, map: &Map) -> Result<bool, Refusal> {
+        let may_be = map.kind == Kind::Dictionary && training::is_rng_states(self.keys_of(map));
+        Ok(may_be && self.is_rng(id)?)
+    }
+
+    fn keys_of<'m>(&self, map: &'m Map) -> impl ExactSizeIterator<Item = &'m str> + Clone
+    where
+        'p: 'm,
+    {
+        let pickle = self.torch.pickle();
+        map.entries.iter().map(move |(label, _)| match label {
+            Label::Key(key) => pickle.as_str(*key).unwrap_or_default(),
             Label::Index(_) | Label::Name(_) => "",
-        });
-        map.kind != Kind::Module && training::is_optimizer(keys)
+        })
     }
 
     /// Whether all tensor bytes below `id` are states of generators of random numbers,
@@ -516,6 +535,15 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             }
         }
         Ok(kept)
+    }
+
+    fn any_reaches_bytes(&mut self, entries: &Entries) -> Result<bool, Refusal> {
+        for (_, value) in entries {
+            if self.reaches_bytes(*value)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether tensor bytes hang anywhere below the object `id`.
@@ -648,7 +676,10 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             let items = self.torch.items(id);
             let keys = items.iter();
             let keys = keys.map(|(key, _)| pickle.as_str(*key).unwrap_or_default());
-            if training::is_optimizer(keys) {
+            if training::is_optimizer(keys.clone()) {
+                continue;
+            }
+            if training::is_rng_states(keys) && self.is_rng(id)? {
                 continue;
             }
             for (key, value) in items {
@@ -674,6 +705,15 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             let mut entries = torch.items(id).iter().rev();
             entries.find_map(|(key, value)| (pickle.as_str(*key) == Some(name)).then_some(*value))
         };
+        let spread = Refusal::new(
+            Cause::Part,
+            "the weights of a model that DeepSpeed ZeRO-3 spread over the ranks lie here in part; its \
+             zero_to_fp32.py puts those of all ranks together",
+        );
+        let state = find(self.torch, top, "optimizer_state_dict");
+        if state.is_some_and(|state| find(self.torch, state, "fp32_flat_groups").is_some()) {
+            return Err(spread);
+        }
         let Some(shapes) = find(self.torch, top, "param_shapes") else {
             return Ok(());
         };
@@ -770,7 +810,11 @@ impl<'p, S: Storages> Values<'p> for Walk<'_, 'p, S> {
             return Ok(None);
         };
         let entries = match &meaning {
-            Meaning::Map(map) if map.kind == Kind::Dictionary && !self.is_optimizer(map) => {
+            Meaning::Map(map)
+                if map.kind == Kind::Dictionary
+                    && !self.is_optimizer(map)
+                    && !self.any_reaches_bytes(&map.attributes)? =>
+            {
                 let entries = map.entries.iter();
                 let entries = entries.map(|(label, value)| (self.text_of(label), *value));
                 Some(entries.collect())

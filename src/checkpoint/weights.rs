@@ -52,6 +52,15 @@ pub trait Values<'v> {
     fn only_tensor(&mut self, id: Self::Id) -> Result<Option<Self::Id>, Refusal>;
 }
 
+/// What is left of the dotted path `name` below `root`; what lies at `root` itself is
+/// called `tensor`.
+pub fn below<'n>(name: &'n str, root: &str) -> Option<&'n str> {
+    match name.strip_prefix(root)? {
+        "" => Some("tensor"),
+        rest => rest.strip_prefix('.'),
+    }
+}
+
 /// Where the weights are.
 pub struct Picked<Id> {
     pub value: Id,

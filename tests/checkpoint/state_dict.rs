@@ -196,10 +196,10 @@ fn refuses_containers_inside_themselves() {
     let list = [b"]".to_vec(), put(0), get(0), b"a".to_vec()].concat();
     refused(
         &archive(dict(&[(text("w"), floats()), (text("x"), list)])),
-        Cause::Malformed,
+        Cause::Unsupported,
     );
     let dict = [b"}".to_vec(), put(0), text("k"), get(0), b"s".to_vec()].concat();
-    refused(&archive(dict), Cause::Malformed);
+    refused(&archive(dict), Cause::Unsupported);
 }
 
 /// A container of two copies of the container before it, `depth` times over:

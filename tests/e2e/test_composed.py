@@ -64,7 +64,9 @@ def test_module(stfs, tmp_path):
     module = Block()
     actual, metadata = convert(stfs, tmp_path, module)
     same(actual, without(module.state_dict(), "tied.weight"))
+    left_out = json.loads(metadata.pop("stfs"))["@left_out"]
     assert metadata == {"format": "pt", "tied.weight": "first.weight"}
+    assert left_out.keys() == {"attribute of a module that is neither parameter nor buffer", "non-persistent buffer"}
 
 
 def test_modules_beside_training_state(stfs, tmp_path):
@@ -86,8 +88,9 @@ def test_modules_beside_training_state(stfs, tmp_path):
     actual, _ = convert(stfs, tmp_path, checkpoint, "--root", "ema")
     same(actual, ema.state_dict())
     listing = json.loads(stfs.run("ls", "--json", tmp_path / "m.pt").stdout)
-    others = {other["path"]: other["type"] for other in listing["others"]}
-    assert others == {"epoch": "int", "optimizer": "optimizer state", "trainer.inner": "optimizer state"}
+    assert {other["path"]: other["type"] for other in listing["others"]} == {"epoch": "int"}
+    left_out = {entry["path"]: (entry["rule"], entry["bytes"]) for entry in listing["left_out"]}
+    assert left_out == {"optimizer": ("optimizer state", 12), "trainer.inner": ("optimizer state", 80)}
 
 
 def test_root(stfs, tmp_path):

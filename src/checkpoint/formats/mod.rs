@@ -9,6 +9,7 @@ mod npy;
 mod npz;
 mod plain;
 pub mod safetensors;
+mod torch_export;
 mod torch_zip;
 pub mod zip;
 
@@ -29,6 +30,7 @@ pub use torch_zip::is_headless;
 /// A file is held against these in this order.
 static CONTAINERS: &[Container] = &[
     Container::new("torch zip", torch_zip::sniff, torch_zip::read).told_by(torch_zip::fingerprint),
+    Container::new("torch export", torch_export::sniff, torch_export::read),
     Container::new("npz", npz::sniff, npz::read),
     Container::new("npy", npy::sniff, npy::read),
     Container::new("distributed", distributed::sniff, distributed::read).with_companions(),

@@ -2,21 +2,23 @@
 //! each storage as `ROOT/data/KEY` (caffe2/serialize/inline_container.h,
 //! torch/serialization.py). TorchScript's archives are the same and hold more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use sha2::{Digest, Sha256};
 
 use super::candidate::{Candidate, Holds, Request, Zip};
-use super::zip::{Archive, Method, ZipEntry};
+use super::zip::{Archive, ZipEntry};
 use crate::checkpoint::archive::ArchiveEntry;
-use crate::checkpoint::contents::Checkpoint;
+use crate::checkpoint::contents::{Checkpoint, Other};
 use crate::checkpoint::dtype::ElementType;
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::layout::StorageRef;
+use crate::checkpoint::ledger::{LeftOut, Rule};
 use crate::checkpoint::objects::torchscript::{self, Classes, MAX_SOURCE};
-use crate::checkpoint::objects::{SavedStorage, Storages, Torch};
-use crate::checkpoint::refusal::{Cause, Refusal, malformed, shown, too_large, unsupported};
+use crate::checkpoint::objects::{SavedStorage, Storages, Torch, saved_storage};
+use crate::checkpoint::refusal::{Cause, Refusal, malformed, shown, unsupported};
 use crate::checkpoint::storage::{Backing, StorageTable};
+use crate::checkpoint::tensor::Tensor;
 use crate::checkpoint::weights::Wanted;
 use crate::checkpoint::{stream, walk};
 use crate::pickle::{Import, Pickle, Window};
@@ -31,6 +33,9 @@ const FIRST_OF_PICKLE: u64 = 4 << 20;
 /// The newest version that torch reads (caffe2/serialize/versions.h,
 /// `kMaxSupportedFileFormatVersion`).
 const MAX_VERSION: u32 = 10;
+
+/// Records that nothing refers to and that are told of.
+const MAX_UNREAD: usize = 10_000;
 
 /// The entry with the object, in the folder that everything lies in.
 const PICKLE: &str = "data.pkl";
@@ -94,7 +99,7 @@ pub fn read_span(source: Span, wanted: Wanted) -> Result<Checkpoint> {
     let byte_order = in_root("byteorder");
     let mut first = vec![(pickle, first_of_pickle(pickle)?)];
     for entry in [version, byte_order].into_iter().flatten() {
-        first.push((entry, whole(entry, 16)?));
+        first.push((entry, entry.whole(16)?));
     }
     let mut fetched = archive.fetch(&first)?.into_iter();
     let pickle_bytes = fetched.next().unwrap_or_default();
@@ -122,14 +127,21 @@ pub fn read_span(source: Span, wanted: Wanted) -> Result<Checkpoint> {
         }
         torch.scripted(classes);
     }
-    let contents = walk::read(&mut torch, wanted)?;
-    if let Some(constants) = constants
-        && contents.tensors.is_empty()
-        && holds_storages(&archive, &source, constants)?
-    {
-        return Err(torchscript::frozen().into());
-    }
+    let mut contents = walk::read(&mut torch, wanted)?;
     let (storages, zip) = torch.into_parts();
+    if let Some(constants) = constants {
+        let bytes = constant_bytes(&archive, &source, constants)?;
+        let served = contents.tensors.iter().map(Tensor::bytes);
+        if bytes > 0 && bytes >= served.fold(0, u64::saturating_add) {
+            return Err(torchscript::frozen().into());
+        }
+        contents.left_out.extend((bytes > 0).then(|| LeftOut {
+            path: "constants".into(),
+            rule: Rule::Constant,
+            bytes,
+        }));
+    }
+    contents.others.extend(zip.unread(&pickle)?);
     Ok(Checkpoint {
         entries: zip.used,
         ..contents.with(storages)
@@ -182,23 +194,8 @@ fn hash(source: Span) -> Result<Option<[u8; 32]>> {
 fn first_of_pickle(entry: &ZipEntry) -> std::result::Result<u64, Refusal> {
     match entry.storage()?.backing {
         Backing::File(_) => Ok(FIRST_OF_PICKLE),
-        _ => whole(entry, MAX_PICKLE),
+        _ => entry.whole(MAX_PICKLE),
     }
-}
-
-/// The bytes of a small entry, as it is in the archive. The file has `limit` at most.
-fn whole(entry: &ZipEntry, limit: u64) -> std::result::Result<u64, Refusal> {
-    /// What deflating may add to bytes that it cannot make fewer, and more.
-    const SLACK: u64 = 1 << 10;
-    entry.storage()?;
-    if entry.size > limit || entry.stored_size > limit + limit / 8 + SLACK {
-        return Err(too_large(format!(
-            "entry `{}` has {} bytes",
-            shown(&entry.name),
-            entry.size
-        )));
-    }
-    Ok(entry.stored_size)
 }
 
 /// The pickle in an entry: read where it lies, or inflated.
@@ -232,11 +229,21 @@ impl<'a> PickleEntry<'a> {
     }
 }
 
-/// Whether the pickle in `entry` refers to storages.
-fn holds_storages(archive: &Archive, source: &Span, entry: &ZipEntry) -> Result<bool> {
+/// Bytes of the storages that the pickle in `entry` refers to.
+fn constant_bytes(archive: &Archive, source: &Span, entry: &ZipEntry) -> Result<u64> {
     let first = archive.fetch(&[(entry, first_of_pickle(entry)?)])?.pop();
     let pickle = PickleEntry::new(source, entry, first.unwrap_or_default())?;
-    Ok(pickle.pickle()?.has_persistent())
+    let pickle = pickle.pickle()?;
+    let mut keys = HashSet::new();
+    let mut bytes = 0_u64;
+    for id in pickle.ids() {
+        if let Some(saved) = saved_storage(&pickle, id, ZipStorages::PARTS)?
+            && keys.insert(saved.key)
+        {
+            bytes = bytes.saturating_add(saved.elements.saturating_mul(saved.element.size()));
+        }
+    }
+    Ok(bytes)
 }
 
 /// The classes of a TorchScript archive that `imports` names.
@@ -253,7 +260,7 @@ fn classes<'a>(
         let Some(entry) = in_root(&Classes::entry(module)) else {
             continue;
         };
-        wanted.push((entry, whole(entry, left)?));
+        wanted.push((entry, entry.whole(left)?));
         left -= entry.size;
         modules.push(module);
     }
@@ -302,10 +309,23 @@ fn root<'a>(archive: &'a Archive) -> Result<&'a str> {
             "the zip archive holds more than one checkpoint",
         )
         .into()),
-        (None, _) => Err(unsupported(
-            "the zip archive has no folder with a data.pkl in it, which torch requires",
-        )
-        .into()),
+        (None, _) => {
+            let mut names = archive.entries().iter().map(|entry| entry.name.as_str());
+            Err(match names.find(|name| name.contains('\\') && is_pickle(name)) {
+                Some(name) => Refusal::new(
+                    Cause::Backslashes,
+                    format!(
+                        "the names in the zip archive have backslashes in them (`{}`), where torch \
+                         requires slashes",
+                        shown(name)
+                    ),
+                ),
+                None => unsupported(
+                    "the zip archive has no folder with a data.pkl in it, which torch requires",
+                ),
+            }
+            .into())
+        }
     }
 }
 
@@ -373,6 +393,28 @@ impl Storages for ZipStorages<'_> {
 }
 
 impl ZipStorages<'_> {
+    /// The records that `pickle` never refers to.
+    fn unread(&self, pickle: &Pickle) -> std::result::Result<Vec<Other>, Refusal> {
+        let entries = self.archive.entries().iter();
+        let records =
+            entries.filter_map(|entry| Some((entry.name.strip_prefix(&self.prefix)?, entry)));
+        if records.clone().count() <= self.by_key.len() {
+            return Ok(Vec::new());
+        }
+        let mut keys = HashSet::new();
+        for id in pickle.ids() {
+            keys.extend(saved_storage(pickle, id, Self::PARTS)?.map(|saved| saved.key));
+        }
+        let unread = records.filter(|(key, _)| !keys.contains(key));
+        let unread = unread.map(|(key, entry)| Other {
+            path: shown(&format!("data/{key}")),
+            kind: "record".into(),
+            repr: format!("{} bytes that the pickle never refers to", entry.size),
+            value: None,
+        });
+        Ok(unread.take(MAX_UNREAD).collect())
+    }
+
     fn add(
         &mut self,
         table: &mut StorageTable,
@@ -389,16 +431,7 @@ impl ZipStorages<'_> {
                 )
             })?;
         let storage = entry.storage()?;
-        self.used.push(ArchiveEntry {
-            name: entry.name.as_str().into(),
-            companion: None,
-            header: entry.header,
-            data: entry.data,
-            len: entry.stored_size,
-            crc32: entry.crc32,
-            is_deflated: entry.method == Method::Deflated,
-            is_predicted: entry.is_predicted,
-        });
+        self.used.push(ArchiveEntry::of(entry));
         let known = ZipStorage {
             index: table.add(storage)?,
             len: entry.size,

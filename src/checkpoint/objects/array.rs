@@ -48,7 +48,7 @@ pub(super) fn maker(pickle: &Pickle, call: &Call) -> Option<Maker> {
             Some(Maker::Reconstruct)
         }
         ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => Some(Maker::FromBuffer),
-        ("joblib.numpy_pickle", "NumpyArrayWrapper") => Some(Maker::Joblib),
+        _ if joblib::is_wrapper(pickle, call) => Some(Maker::Joblib),
         ("numpy.ma.core" | "numpy.ma", "_mareconstruct") => Some(Maker::Masked),
         _ => None,
     }

@@ -58,10 +58,19 @@ fn is_of_objects(objects: &Objects, dtype: ObjectId) -> bool {
 
 /// The state of joblib's stand-in for an array.
 pub(super) fn stand_in(objects: &Objects, call: &Call) -> Option<ObjectId> {
-    let class = objects.global(call.callable)?;
-    match (class, call.kind, &*call.state) {
-        (("joblib.numpy_pickle", "NumpyArrayWrapper"), CallKind::NewObj, [state]) => Some(*state),
+    match *call.state {
+        [state] if is_wrapper(objects, call) => Some(state),
         _ => None,
+    }
+}
+
+/// Whether the call makes a stand-in, as protocols since 2 write that, or those before.
+pub(super) fn is_wrapper(objects: &Objects, call: &Call) -> bool {
+    let is_class = |id| objects.global(id) == Some(("joblib.numpy_pickle", "NumpyArrayWrapper"));
+    let args = objects.as_tuple(call.args).unwrap_or_default();
+    match (objects.global(call.callable), args) {
+        (Some(("copyreg" | "copy_reg", "_reconstructor")), [class, _, _]) => is_class(*class),
+        _ => call.kind == CallKind::NewObj && is_class(call.callable),
     }
 }
 

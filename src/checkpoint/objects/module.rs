@@ -9,7 +9,7 @@
 use super::meaning::{Entries, Kind, Label, Map, Meaning, keyed};
 use super::torch::{Storages, Torch};
 use crate::checkpoint::refusal::{Refusal, unsupported};
-use crate::pickle::{Call, CallKind, Object, ObjectId};
+use crate::pickle::{Call, CallKind, Object, ObjectId, PersistentId};
 
 /// torch's packed parameters: a state, and the name of the class of its own that it is
 /// the state of.
@@ -24,7 +24,7 @@ impl<'p, S: Storages> Torch<'p, S> {
         if let Some(map) = self.classes.state(self.pickle, call)? {
             return Ok(Some(map));
         }
-        if let Some((module, class)) = self.pickle.global(call.callable)
+        if let Some((module, class)) = self.class(call)
             && call.kind != CallKind::Reduce
         {
             if is_quantized(module)
@@ -40,6 +40,18 @@ impl<'p, S: Storages> Torch<'p, S> {
             }
         }
         Ok(self.pickled_module(call))
+    }
+
+    /// The class or function that makes an object. Streams from before torch 1.6 name
+    /// the classes of modules with their source: `("module", class, file, source)`.
+    fn class(&self, call: &Call) -> Option<(&'p str, &'p str)> {
+        let class = match self.pickle.get(call.callable) {
+            Object::Persistent(PersistentId::Object(tuple)) => {
+                *self.pickle.as_tuple(*tuple)?.get(1)?
+            }
+            _ => call.callable,
+        };
+        self.pickle.global(class)
     }
 
     fn pickled_module(&self, call: &Call) -> Option<Map> {
@@ -79,7 +91,7 @@ impl<'p, S: Storages> Torch<'p, S> {
             unsaved: keyed(unsaved),
             ..Map::of(Kind::Module, Vec::new())
         };
-        let class = self.pickle.global(call.callable).unwrap_or_default();
+        let class = self.class(call).unwrap_or_default();
         for (label, value) in attributes {
             if is_group(&label) {
                 continue;

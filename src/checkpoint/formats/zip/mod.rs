@@ -75,6 +75,21 @@ impl ZipEntry {
         ))
     }
 
+    /// Bytes in the archive of a small file, which has `limit` at most.
+    pub fn whole(&self, limit: u64) -> std::result::Result<u64, Refusal> {
+        /// What deflating may add to bytes that it cannot make fewer, and more.
+        const SLACK: u64 = 1 << 10;
+        self.storage()?;
+        if self.size > limit || self.stored_size > limit + limit / 8 + SLACK {
+            return Err(too_large(format!(
+                "entry `{}` has {} bytes",
+                shown(&self.name),
+                self.size
+            )));
+        }
+        Ok(self.stored_size)
+    }
+
     /// The file, whose bytes in the archive are `stored`.
     pub fn inflate(&self, stored: Vec<u8>) -> std::result::Result<Vec<u8>, Refusal> {
         if self.method != Method::Deflated {
