@@ -130,6 +130,11 @@ fn reports_values_that_are_no_tensors() {
             ("epoch", "int", "7"),
             ("name", "str", "'a\\nb'"),
             ("args", "argparse.Namespace", ""),
+            (
+                "data/1",
+                "record",
+                "16 bytes that the pickle never refers to"
+            ),
         ]
     );
 }

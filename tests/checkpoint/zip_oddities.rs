@@ -352,10 +352,13 @@ fn refuses_archives_of_other_kinds() {
     package.push("model/.data/extern_modules", b"");
     refused(&package.bytes(), Cause::Unsupported);
     // torch wants a folder, and its separator is the slash.
-    for name in ["data.pkl", "model\\data.pkl"] {
+    for (name, cause) in [
+        ("data.pkl", Cause::Unsupported),
+        ("model\\data.pkl", Cause::Backslashes),
+    ] {
         let mut archive = Archive::default();
         archive.push(name, &named(floats()));
-        refused(&archive.bytes(), Cause::Unsupported);
+        refused(&archive.bytes(), cause);
     }
 }
 

@@ -317,7 +317,7 @@ fn root<'a>(archive: &'a Archive) -> Result<&'a str> {
                     format!(
                         "the names in the zip archive have backslashes in them (`{}`), where torch \
                          requires slashes",
-                        shown(name)
+                        shown(name).replace("\\\\", "\\")
                     ),
                 ),
                 None => unsupported(
