@@ -1,6 +1,6 @@
 //! Dictionaries of several kinds.
 
-use super::meaning::{Kind, Map, keyed};
+use super::map::{Kind, Map, keyed};
 use super::torch::{Storages, Torch};
 use crate::checkpoint::refusal::{Refusal, malformed};
 use crate::pickle::{Call, CallKind, Object, ObjectId};

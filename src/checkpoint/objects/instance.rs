@@ -2,7 +2,8 @@
 //! standard library, and instances with attributes, items and slots (copyreg.py,
 //! object.__reduce_ex__). Their classes are not needed, and never asked.
 
-use super::meaning::{Entries, Kind, Label, Map, Meaning, keyed};
+use super::map::{Entries, Kind, Label, Map, keyed};
+use super::meaning::Meaning;
 use super::torch::{Storages, Torch};
 use crate::pickle::{Call, CallKind, Object, ObjectId};
 

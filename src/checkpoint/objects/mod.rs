@@ -9,6 +9,7 @@ mod containers;
 mod embedded;
 mod instance;
 mod joblib;
+mod map;
 mod meaning;
 mod module;
 mod numpy_dtype;
@@ -22,7 +23,8 @@ pub mod torchscript;
 mod wrapper;
 
 pub use joblib::{Follows, follows};
-pub use meaning::{Entries, Kind, Label, Map, Meaning};
+pub use map::{Entries, Kind, Label, Map};
+pub use meaning::Meaning;
 pub use paddle::evaluated;
 pub use saved::{SavedStorage, saved_storage};
 pub use tensor::GRADIENT;

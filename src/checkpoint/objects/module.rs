@@ -6,7 +6,8 @@
 //! Some modules list other attributes too, or keep them in another form:
 //! torch's quantized ones (torch/ao/nn/quantized/), and those of hqq.
 
-use super::meaning::{Entries, Kind, Label, Map, Meaning, keyed};
+use super::map::{Entries, Kind, Label, Map, keyed};
+use super::meaning::Meaning;
 use super::torch::{Storages, Torch};
 use crate::checkpoint::refusal::{Refusal, unsupported};
 use crate::pickle::{Call, CallKind, Object, ObjectId, PersistentId};

@@ -1,7 +1,8 @@
 //! Tensors, unwrapped from what stands around them: parameters, subclasses,
 //! device tensors.
 
-use super::meaning::{Entries, Kind, Label, Map, Meaning, keyed};
+use super::map::{Entries, Kind, Label, Map, keyed};
+use super::meaning::Meaning;
 use super::rebuild::ReadAs;
 use super::torch::{Storages, Torch};
 use super::wrapper::{WRAPPER_SUBCLASS, Wrapper, wrapper};

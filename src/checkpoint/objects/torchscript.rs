@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::meaning::{Kind, Map, keyed};
+use super::map::{Kind, Map, keyed};
 use crate::checkpoint::refusal::{Cause, Refusal, shown};
 use crate::pickle::{Call, CallKind, Import, Object, ObjectId, Pickle};
 
