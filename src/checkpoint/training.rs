@@ -26,10 +26,15 @@ pub fn is_optimizer_key(key: &str) -> bool {
 }
 
 /// Whether a mapping with these keys is an optimizer's state: torch's
-/// `{"state": ..., "param_groups": ...}`, fastai's `{"state": ..., "hypers": ...}`, the
-/// flat groups of DeepSpeed's ZeRO, or what Adam keeps of one parameter.
-pub fn is_optimizer<'k>(keys: impl ExactSizeIterator<Item = &'k str> + Clone) -> bool {
+/// `{"state": ..., "param_groups": [...]}`, fastai's `{"state": [...], "hypers": [...]}`,
+/// the flat groups of DeepSpeed's ZeRO, or what Adam keeps of one parameter. `is_list`
+/// tells whether a list may stand behind a key.
+pub fn is_optimizer<'k>(
+    keys: impl ExactSizeIterator<Item = &'k str> + Clone,
+    is_list: impl Fn(&str) -> bool,
+) -> bool {
     let has = |name| keys.clone().any(|key| key == name);
+    let lists = |name| has(name) && is_list(name);
     let both = |a, b| has(a) && has(b);
     // Paddle's has them for each parameter.
     let is_paddle = |key: &str| key.ends_with("_beta1_pow_acc_0") || key.ends_with("_moment1_0");
@@ -37,8 +42,8 @@ pub fn is_optimizer<'k>(keys: impl ExactSizeIterator<Item = &'k str> + Clone) ->
         return keys.clone().any(is_paddle);
     }
     keys.clone().any(is_paddle)
-        || (both("state", "param_groups")
-            || both("state", "hypers")
+        || (has("state") && lists("param_groups")
+            || lists("state") && lists("hypers")
             || both("exp_avg", "exp_avg_sq")
             || has("single_partition_of_fp32_groups")
             || has("fp32_from_fp16_params"))

@@ -86,7 +86,9 @@ impl<'m> StateDict<'m> {
     /// Whether the dictionary is what an optimizer keeps.
     pub fn is_optimizer(&self, node: usize) -> bool {
         let children = self.children(node).iter();
-        self.saved(node).is_none() && training::is_optimizer(children.map(|child| self.key(*child)))
+        let keys = children.map(|child| self.key(*child));
+        // Lists are cut up into what is in them, or saved as objects.
+        self.saved(node).is_none() && training::is_optimizer(keys, |_| true)
     }
 
     /// Whether the value is the state of a generator of random numbers.

@@ -6,6 +6,10 @@
 //! Where the weights are, [`weights`](super::weights) says; what is no weights,
 //! [`training`](super::training); that nothing is lost, [`ledger`](super::ledger).
 
+mod names;
+mod rules;
+mod spread;
+
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::iter::Enumerate;
@@ -16,11 +20,11 @@ use super::describe::{describe, scalar};
 use super::formats::safetensors::MAX_HEADER;
 use super::layout::Layout;
 use super::ledger::{Ledger, Rule};
-use super::objects::{Composed, Entries, GRADIENT, Kind, Label, Map, Meaning, Storages, Torch};
+use super::objects::{Composed, Entries, Kind, Label, Map, Meaning, Storages, Torch};
 use super::refusal::{Cause, Refusal, shown, too_large};
 use super::training;
-use super::weights::{self, Entry, Picked, Values, Wanted};
-use crate::pickle::{Marks, Object, ObjectId, Pickle, Str};
+use super::weights::{self, Picked, Wanted};
+use crate::pickle::{Marks, Object, ObjectId, Pickle};
 
 /// Looks at the values of a file before it is taken for an attack: so many for
 /// each of its values, and so many besides. Few values of a sound file are in
@@ -51,6 +55,7 @@ pub fn read<S: Storages>(torch: &mut Torch<S>, wanted: Wanted) -> Result<Content
         path: String::new(),
         peeked: None,
         may_be_empty: false,
+        unknown_states: Vec::new(),
         passed_roots: 0,
         looks: 0,
         keys: 0,
@@ -95,6 +100,8 @@ struct Walk<'w, 'p, S> {
     peeked: Option<(ObjectId, Meaning<'p>)>,
     /// The weights are a state dict, even if there are none.
     may_be_empty: bool,
+    /// What stands where trainers put optimizers' states and does not look like one.
+    unknown_states: Vec<ObjectId>,
     /// How many values with weights the way to these led past.
     passed_roots: usize,
     looks: usize,
@@ -169,12 +176,14 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 }
                 continue;
             };
-            let (container, at_top) = (frame.container, !nested && self.path.is_empty());
+            let (container, kind) = (frame.container, frame.kind);
+            let at_top = !nested && self.path.is_empty();
             if !self.step_into(&label, child, !at_top)? {
                 continue;
             }
             let is_tensor = self.torch.makes_tensor(container);
-            if let Some(rule) = self.rule_for(&label, child, (!nested, is_tensor))? {
+            let beside = !nested && kind == Kind::Dictionary;
+            if let Some(rule) = self.rule_for(&label, child, (beside, is_tensor))? {
                 self.leave_out(container, child, rule)?;
                 continue;
             }
@@ -380,54 +389,6 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
         }
     }
 
-    /// Appends `label` to the path. False when the key has no textual form and
-    /// nothing that matters lies behind it.
-    fn step_into(&mut self, label: &Label, child: ObjectId, nested: bool) -> Result<bool, Refusal> {
-        let Some(text) = self.text_of(label) else {
-            let pickle = self.torch.pickle();
-            let Label::Key(key) = label else {
-                return Ok(false);
-            };
-            if matches!(pickle.get(*key), Object::Str(Str::Apart(_))) {
-                return Err(too_large("one of its names is longer than any file name"));
-            }
-            if self.reaches_bytes(child)? || self.reaches_bytes(*key)? {
-                let (kind, repr) = (describe(pickle, *key).0, key_text(pickle, *key));
-                let place = match self.path.is_empty() {
-                    true => String::new(),
-                    false => format!(" below `{}`", shown(&self.path)),
-                };
-                return Err(Refusal::new(
-                    Cause::Names,
-                    format!(
-                        "a tensor{place} has the key {repr}, of type {kind}, which is neither \
-                         Unicode text nor a whole number"
-                    ),
-                ));
-            }
-            return Ok(false);
-        };
-        if nested {
-            self.path.push('.');
-        }
-        self.path.push_str(&text);
-        Ok(true)
-    }
-
-    /// The text of a label; None when it has none.
-    fn text_of(&self, label: &Label) -> Option<Cow<'p, str>> {
-        let pickle = self.torch.pickle();
-        Some(match label {
-            Label::Index(index) => index.to_string().into(),
-            Label::Name(name) => (*name).into(),
-            Label::Key(key) => match (pickle.as_str(*key), pickle.as_int(*key)) {
-                (Some(text), _) => text.into(),
-                (None, Some(number)) => number.to_string().into(),
-                (None, None) => return None,
-            },
-        })
-    }
-
     /// Adds what a tensor is said with, under its name and those made from it.
     fn add_parts(&mut self, parts: Composed) -> Result<(), Refusal> {
         let name = self.path.len();
@@ -438,72 +399,6 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
         }
         self.contents.notes.push((self.path.clone(), parts.note));
         Ok(())
-    }
-
-    /// The rule by which the value behind `label` is left out, if one does. `top` when
-    /// it stands beside weights, where trainers put theirs, and whether it is an
-    /// attribute of a tensor.
-    fn rule_for(
-        &mut self,
-        label: &Label,
-        value: ObjectId,
-        (top, is_tensor): (bool, bool),
-    ) -> Result<Option<Rule>, Refusal> {
-        let Some(text) = self.text_of(label) else {
-            return Ok(None);
-        };
-        Ok(match &*text {
-            GRADIENT | "_grad" if is_tensor => Some(Rule::Gradient),
-            key if top && training::is_optimizer_key(key) => Some(Rule::OptimizerState),
-            key if training::is_rng_key(key) => self.is_rng(value)?.then_some(Rule::RngState),
-            _ => None,
-        })
-    }
-
-    fn is_optimizer(&self, map: &Map) -> bool {
-        map.kind != Kind::Module && training::is_optimizer(self.keys_of(map))
-    }
-
-    fn is_rng_states(&mut self, id: ObjectId, map: &Map) -> Result<bool, Refusal> {
-        let may_be = map.kind == Kind::Dictionary && training::is_rng_states(self.keys_of(map));
-        Ok(may_be && self.is_rng(id)?)
-    }
-
-    fn keys_of<'m>(&self, map: &'m Map) -> impl ExactSizeIterator<Item = &'m str> + Clone
-    where
-        'p: 'm,
-    {
-        let pickle = self.torch.pickle();
-        map.entries.iter().map(move |(label, _)| match label {
-            Label::Key(key) => pickle.as_str(*key).unwrap_or_default(),
-            Label::Index(_) | Label::Name(_) => "",
-        })
-    }
-
-    /// Whether all tensor bytes below `id` are states of generators of random numbers,
-    /// and there are some.
-    fn is_rng(&mut self, id: ObjectId) -> Result<bool, Refusal> {
-        let pickle = self.torch.pickle();
-        let mut pending = vec![id];
-        let mut found = false;
-        let mut seen = HashSet::new();
-        while let Some(id) = pending.pop() {
-            if !seen.insert(id) {
-                continue;
-            }
-            self.pay(1)?;
-            if training::is_numpy_rng(pickle, id) {
-                found = true;
-            } else if self.torch.is_payload(id) {
-                match self.torch.byte_storage(id) {
-                    Some(len) if training::is_rng_size(&[len]) => found = true,
-                    _ => return Ok(false),
-                }
-            } else {
-                pickle.get(id).push_children(&mut pending);
-            }
-        }
-        Ok(found)
     }
 
     /// Leaves `value` out, which the path leads to and `container` holds.
@@ -611,141 +506,6 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
         Ok(())
     }
 
-    /// Reports the values that the way to the weights leads past.
-    fn pass_by(&mut self, picked: &Picked<ObjectId>) -> Result<(), Refusal> {
-        if picked.asked {
-            return Ok(());
-        }
-        for beside in &picked.beside {
-            self.path.clone_from(&beside.path);
-            let key = beside.path.rsplit('.').next().unwrap_or_default();
-            let rule = match picked.name.is_some() && key == "string_to_token" {
-                true => self.reaches_bytes(beside.value)?.then_some(Rule::Token),
-                false => self.rule_beside(key, beside.value)?,
-            };
-            match rule {
-                Some(rule) => self.leave_out(beside.holder, beside.value, rule)?,
-                None => self.report_value(beside.value, true)?,
-            }
-            if rule == Some(Rule::OtherRoot) {
-                self.contents.roots.push(beside.path.clone());
-            }
-        }
-        self.path.clear();
-        self.passed_roots = self.contents.roots.len();
-        Ok(())
-    }
-
-    fn rule_beside(&mut self, key: &str, value: ObjectId) -> Result<Option<Rule>, Refusal> {
-        let is_mapping = self.is_mapping(value)?;
-        if is_mapping && training::is_optimizer_key(key) {
-            return Ok(Some(Rule::OptimizerState));
-        }
-        if !self.reaches_bytes(value)? {
-            return Ok(None);
-        }
-        if training::is_optimizer_key(key) {
-            return Ok(Some(Rule::OptimizerState));
-        }
-        if training::is_rng_key(key) && self.is_rng(value)? {
-            return Ok(Some(Rule::RngState));
-        }
-        Ok(Some(match self.could_be_weights(value)? {
-            true => Rule::OtherRoot,
-            false => Rule::OptimizerState,
-        }))
-    }
-
-    /// Whether tensor bytes hang below the object `id` that are no state of an
-    /// optimizer and of no generator.
-    fn could_be_weights(&mut self, id: ObjectId) -> Result<bool, Refusal> {
-        let pickle = self.torch.pickle();
-        let mut pending = vec![id];
-        let mut seen = HashSet::new();
-        while let Some(id) = pending.pop() {
-            if self.inert.contains(id) || !seen.insert(id) {
-                continue;
-            }
-            self.pay(1)?;
-            if self.torch.is_payload(id) {
-                return Ok(true);
-            }
-            if training::is_numpy_rng(pickle, id) {
-                continue;
-            }
-            let items = self.torch.items(id);
-            let keys = items.iter();
-            let keys = keys.map(|(key, _)| pickle.as_str(*key).unwrap_or_default());
-            if training::is_optimizer(keys.clone()) {
-                continue;
-            }
-            if training::is_rng_states(keys) && self.is_rng(id)? {
-                continue;
-            }
-            for (key, value) in items {
-                let key = pickle.as_str(*key).unwrap_or_default();
-                if training::is_rng_key(key) && self.is_rng(*value)? {
-                    seen.insert(*value);
-                }
-            }
-            pickle.get(id).push_children(&mut pending);
-        }
-        Ok(false)
-    }
-
-    /// Refuses what DeepSpeed leaves of weights that are spread over the ranks: empty
-    /// tensors, beside the shapes that they should have.
-    fn refuse_placeholders(
-        &mut self,
-        top: ObjectId,
-        picked: &Picked<ObjectId>,
-    ) -> Result<(), Refusal> {
-        let pickle = self.torch.pickle();
-        let find = |torch: &Torch<'p, S>, id: ObjectId, name: &str| {
-            let mut entries = torch.items(id).iter().rev();
-            entries.find_map(|(key, value)| (pickle.as_str(*key) == Some(name)).then_some(*value))
-        };
-        let spread = Refusal::new(
-            Cause::Part,
-            "the weights of a model that DeepSpeed ZeRO-3 spread over the ranks lie here in part; its \
-             zero_to_fp32.py puts those of all ranks together",
-        );
-        let state = find(self.torch, top, "optimizer_state_dict");
-        if state.is_some_and(|state| find(self.torch, state, "fp32_flat_groups").is_some()) {
-            return Err(spread);
-        }
-        let Some(shapes) = find(self.torch, top, "param_shapes") else {
-            return Ok(());
-        };
-        let groups: &[ObjectId] = match pickle.get(shapes) {
-            Object::List(groups) => groups,
-            _ => &[shapes],
-        };
-        self.pay(groups.len())?;
-        let mut groups = groups.iter();
-        let Some((name, shape)) = groups.find_map(|group| self.torch.items(*group).first()) else {
-            return Ok(());
-        };
-        let name = pickle.as_str(*name).unwrap_or_default();
-        let Some(placeholder) = find(self.torch, picked.value, name) else {
-            return Ok(());
-        };
-        let elements: u64 = self.torch.dimensions(*shape, "sizes")?.iter().product();
-        let is_empty = match self.torch.meaning(placeholder)? {
-            Meaning::Tensor(layout, _) => layout.shape.contains(&0),
-            _ => false,
-        };
-        match is_empty && elements > 0 {
-            false => Ok(()),
-            true => Err(Refusal::new(
-                Cause::Part,
-                "DeepSpeed ZeRO-3 left empty placeholders of its weights here: the weights lie in \
-                 parts in the `*_optim_states.pt` of all ranks, which its zero_to_fp32.py puts \
-                 together",
-            )),
-        }
-    }
-
     fn finish(mut self, top: ObjectId, picked: Picked<ObjectId>) -> Result<Contents, Refusal> {
         let root = match picked.asked {
             true => picked.value,
@@ -774,6 +534,13 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                     format!("all of its tensors would be left out: {rule}"),
                 ));
             }
+            if !self.unknown_states.is_empty() {
+                return Err(Refusal::new(
+                    Cause::Unsupported,
+                    "all of its tensors stand where trainers put optimizers' states, but do not look \
+                     like one",
+                ));
+            }
             if rules.next().is_some() {
                 return Err(Refusal::new(
                     Cause::OptimizerState,
@@ -795,130 +562,6 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             contents.root = Some(picked.path);
         }
         Ok(self.contents)
-    }
-}
-
-impl<'p, S: Storages> Values<'p> for Walk<'_, 'p, S> {
-    type Id = ObjectId;
-
-    fn entries(&mut self, id: ObjectId) -> Result<Option<Vec<Entry<'p, ObjectId>>>, Refusal> {
-        // What cannot be read is told of when the walk comes to it.
-        if self.torch.makes_tensor(id) || self.torch.is_payload(id) {
-            return Ok(None);
-        }
-        let Ok(meaning) = self.look(id) else {
-            return Ok(None);
-        };
-        let entries = match &meaning {
-            Meaning::Map(map)
-                if map.kind == Kind::Dictionary
-                    && !self.is_optimizer(map)
-                    && !self.any_reaches_bytes(&map.attributes)? =>
-            {
-                let entries = map.entries.iter();
-                let entries = entries.map(|(label, value)| (self.text_of(label), *value));
-                Some(entries.collect())
-            }
-            _ => None,
-        };
-        self.peeked = Some((id, meaning));
-        Ok(entries)
-    }
-
-    fn is_mapping(&mut self, id: ObjectId) -> Result<bool, Refusal> {
-        let peeked = self.peeked.take();
-        let is_mapping = match self.torch.makes_tensor(id) || self.torch.is_payload(id) {
-            true => false,
-            false => match self.look(id) {
-                Ok(Meaning::Map(map)) => map.kind != Kind::Object,
-                _ => false,
-            },
-        };
-        self.peeked = peeked;
-        Ok(is_mapping)
-    }
-
-    fn holds_weights(&mut self, (key, value): &Entry<'p, ObjectId>) -> Result<bool, Refusal> {
-        let key = key.as_deref().unwrap_or_default();
-        let is_training =
-            training::is_optimizer_key(key) || training::is_rng_key(key) && self.is_rng(*value)?;
-        Ok(!is_training && self.could_be_weights(*value)?)
-    }
-
-    /// Keys may have dots in them themselves: the longest that fits is taken.
-    fn at(&mut self, id: ObjectId, path: &str) -> Result<Option<ObjectId>, Refusal> {
-        let mut at = id;
-        let mut rest = path;
-        while !rest.is_empty() {
-            if self.torch.makes_tensor(at) || self.torch.is_payload(at) {
-                return Ok(None);
-            }
-            let tail = |key: &str| match rest.strip_prefix(key)? {
-                "" => Some(""),
-                tail => tail.strip_prefix('.'),
-            };
-            let found = match self.look(at)? {
-                Meaning::Map(map) => map
-                    .entries
-                    .into_iter()
-                    .chain(map.attributes)
-                    .filter_map(|(label, value)| Some((value, tail(&self.text_of(&label)?)?)))
-                    .min_by_key(|(_, tail)| tail.len()),
-                Meaning::Sequence(items) => {
-                    let (index, tail) = rest.split_once('.').unwrap_or((rest, ""));
-                    let item = index.parse().ok().and_then(|index: usize| items.get(index));
-                    item.map(|item| (*item, tail))
-                }
-                _ => None,
-            };
-            match found {
-                Some(found) => (at, rest) = found,
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(at))
-    }
-
-    fn text(&self, id: ObjectId) -> Option<Cow<'p, str>> {
-        self.torch.pickle().as_str(id).map(Cow::Borrowed)
-    }
-
-    fn only_tensor(&mut self, id: ObjectId) -> Result<Option<ObjectId>, Refusal> {
-        let peeked = self.peeked.take();
-        let found = match self.look(id) {
-            Ok(Meaning::Map(map)) if map.kind != Kind::Object => match *map.entries {
-                [(_, only)] if self.torch.makes_tensor(only) => Some(only),
-                _ => None,
-            },
-            _ => None,
-        };
-        self.peeked = peeked;
-        Ok(found)
-    }
-}
-
-/// A key that is no text, as Python would show it, about: the parts of a tuple, and
-/// what an object of another class was made from.
-fn key_text(pickle: &Pickle, key: ObjectId) -> String {
-    const PARTS: usize = 4;
-    let simple = |id: ObjectId| match pickle.get(id) {
-        Object::Call(_) => "...".to_string(),
-        _ => describe(pickle, id).1,
-    };
-    let several = |items: &[ObjectId]| {
-        let shown = items.iter().take(PARTS).map(|item| simple(*item));
-        let shown: Vec<String> = shown.collect();
-        let more = if items.len() > PARTS { ", ..." } else { "" };
-        format!("({}{more})", shown.join(", "))
-    };
-    match pickle.get(key) {
-        Object::Tuple(items) => several(items),
-        Object::Call(call) => {
-            let (class, _) = describe(pickle, key);
-            let args = pickle.as_tuple(call.args).unwrap_or_default();
-            format!("{class}{}", several(args))
-        }
-        _ => simple(key),
     }
 }
 
