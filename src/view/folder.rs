@@ -25,7 +25,7 @@ pub(super) struct Folder<'c> {
     pub tree: Arc<dyn Tree>,
     scan: OnceLock<Arc<Scan>>,
     /// What is known of the names of the scan, in their order.
-    entries: OnceLock<Box<[Entry]>>,
+    entries: OnceLock<Box<[OnceLock<Box<Entry>>]>>,
     architecture: OnceLock<Option<Arc<str>>>,
 }
 
@@ -378,8 +378,9 @@ impl<'c> Folder<'c> {
         let scan = self.scan.get()?;
         let entries = self
             .entries
-            .get_or_init(|| scan.names().iter().map(|_| Entry::default()).collect());
-        entries.get(scan.position(name)?)
+            .get_or_init(|| scan.names().iter().map(|_| OnceLock::new()).collect());
+        // Most are asked for one name of many.
+        Some(entries.get(scan.position(name)?)?.get_or_init(Box::default))
     }
 }
 

@@ -131,7 +131,6 @@ def refused_files(command):
         "stack_underflow.bin": (archive(b"\x80\x02R."), ""),
         "unknown_opcode.bin": (archive(b"\x80\x02\xff."), "opcode"),
         "references.bin": (saved(references(12, 12)), ""),
-        "no_tensors.bin": (saved({"learning_rate": 0.1}), "tensor"),
         "same_name.bin": (saved({"a.b": WEIGHT, "a": {"b": WEIGHT + 1}}), "a\\.b"),
         "surrogate.bin": (saved({"bad\udc80": WEIGHT}), "name|Unicode|UTF-8|surrogate"),
         "metadata.bin": (saved({"__metadata__": WEIGHT}), "__metadata__"),

@@ -97,7 +97,7 @@ def test_detectron2(stfs, tmp_path):
     value = {"model": {"stem.weight": np.ones((2, 3), "f4")}, "__author__": "somebody", "matching_heuristics": True}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(value))
     wanted = value["model"]
-    same(convert(stfs, tmp_path / "x.pkl")[0], {f"model.{name}": array for name, array in wanted.items()})
+    same(convert(stfs, tmp_path / "x.pkl")[0], wanted)
     same(convert(stfs, tmp_path / "x.pkl", "--root", "model")[0], wanted)
 
 
