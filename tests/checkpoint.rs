@@ -9,6 +9,8 @@ mod corpus;
 mod distributed;
 #[path = "checkpoint/few_requests.rs"]
 mod few_requests;
+#[path = "checkpoint/ledger.rs"]
+mod ledger;
 #[path = "checkpoint/legacy.rs"]
 mod legacy;
 #[path = "checkpoint/mutation.rs"]
@@ -28,6 +30,8 @@ mod support;
 mod torch_objects;
 #[path = "checkpoint/torchscript.rs"]
 mod torchscript;
+#[path = "checkpoint/weights.rs"]
+mod weights;
 #[path = "checkpoint/zip_oddities.rs"]
 mod zip_oddities;
 

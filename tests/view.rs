@@ -11,10 +11,15 @@ mod faults;
 mod links;
 #[path = "view/model.rs"]
 mod model;
+#[allow(dead_code)]
+#[path = "checkpoint/opcodes.rs"]
+mod opcodes;
 #[path = "view/records.rs"]
 mod records;
 #[path = "view/records_damaged.rs"]
 mod records_damaged;
+#[path = "view/roots.rs"]
+mod roots;
 #[path = "view/shards.rs"]
 mod shards;
 mod support;

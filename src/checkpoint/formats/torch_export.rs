@@ -23,7 +23,7 @@ use crate::checkpoint::weights::{Wanted, below};
 use crate::source::{Source, Span};
 
 /// Longer lists of tensors are refused: those of 100,000 take 50 MiB.
-const MAX_CONFIG: u64 = 128 << 20;
+const MAX_CONFIG: u64 = 64 << 20;
 const MAX_TENSORS: usize = 1_000_000;
 
 const WEIGHTS: &str = "_weights_config.json";
@@ -149,6 +149,7 @@ impl<'a> Exported<'a> {
                     .then_some(root)
             }
         };
+        exported.contents.root = root.map(str::to_string);
         for (name, payload) in &config {
             let path = match root {
                 Some(root) => below(name, root),

@@ -558,7 +558,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             }
         }
         // convert.py takes `state_dict` without a word.
-        if !picked.path.is_empty() && picked.path != "state_dict" && !picked.asked {
+        if !picked.path.is_empty() && (picked.path != "state_dict" || picked.asked) {
             contents.root = Some(picked.path);
         }
         Ok(self.contents)

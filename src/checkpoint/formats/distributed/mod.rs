@@ -72,7 +72,7 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
     }
     let name = picked.name.as_deref().unwrap_or("tensor");
     parts.walk(&tree, picked.value, name)?;
-    if !picked.asked && !picked.path.is_empty() && picked.path != "state_dict" {
+    if !picked.path.is_empty() && (picked.path != "state_dict" || picked.asked) {
         parts.contents.root = Some(picked.path);
     }
     parts.finish()
