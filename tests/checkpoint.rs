@@ -7,6 +7,8 @@ mod archive;
 mod corpus;
 #[path = "checkpoint/distributed.rs"]
 mod distributed;
+#[path = "checkpoint/exported.rs"]
+mod exported;
 #[path = "checkpoint/few_requests.rs"]
 mod few_requests;
 #[path = "checkpoint/ledger.rs"]
