@@ -5,7 +5,7 @@ use crate::checkpoint::PARTS;
 /// Endings of checkpoint files.
 const ENDINGS: &[&str] = &[
     "bin", "pt", "pth", "ckpt", "pkl", "pickle", "pdparams", "th", "pyth", "joblib", "npy", "npz",
-    "pth.tar", "pt.tar",
+    "pth.tar", "pt.tar", "pt2",
 ];
 
 /// The ending of converted files, with its dot.

@@ -94,7 +94,7 @@ fn indexes() {
 
 #[test]
 fn promises() {
-    for name in ["a.bin", "a.PT", "a.pth.tar", "a.b.ckpt"] {
+    for name in ["a.bin", "a.PT", "a.pth.tar", "a.b.ckpt", "a.pt2"] {
         assert!(promises_checkpoint(name), "{name}");
     }
     for name in [
