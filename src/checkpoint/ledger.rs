@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 use super::describe::describe;
 use super::objects::{Storages, Torch};
 use super::refusal::{Cause, Refusal, shown, too_large};
-use crate::pickle::{Marks, Object, ObjectId, Pickle};
+use crate::pickle::{CallKind, Marks, Object, ObjectId, Pickle};
 
 /// Losses that a refusal names.
 const NAMED: usize = 3;
+/// Losses that are looked at for that.
+const LOOKED_AT: usize = 64;
 /// References to what is left out one by one.
 const MAX_LEFT_OUT: usize = 4 << 20;
 
@@ -88,6 +90,8 @@ pub struct Ledger {
     /// Values that are left out wherever they stand.
     closed: Marks,
     entries: Vec<(ObjectId, LeftOut)>,
+    /// What was looked at to find the holders.
+    work: usize,
 }
 
 impl Ledger {
@@ -98,6 +102,7 @@ impl Ledger {
             holders: Marks::of(pickle),
             closed: Marks::of(pickle),
             entries: Vec::new(),
+            work: 0,
         }
     }
 
@@ -119,11 +124,15 @@ impl Ledger {
         path: &str,
         rule: Rule,
     ) -> Result<(), Refusal> {
-        for holder in holders(pickle, container) {
+        if self.left_out.contains(&(container, value)) {
+            return Ok(());
+        }
+        let holders = holders(pickle, container, value, &mut self.work);
+        for holder in holders {
             self.left_out.insert((holder, value));
             self.holders.insert(holder);
         }
-        if self.left_out.len() > MAX_LEFT_OUT {
+        if self.left_out.len().max(self.work) > MAX_LEFT_OUT {
             return Err(too_large("it has too many values that are no weights"));
         }
         self.enter(value, path, rule);
@@ -159,7 +168,7 @@ impl Ledger {
         let mut roots = vec![root];
         if root == torch.pickle().root() {
             // A call whose result is dropped gives what it has to something else.
-            roots.extend(torch.pickle().discarded());
+            roots.extend(dropped(torch.pickle()));
         }
         if !self.lost(torch, &roots, Look::AsWritten).is_empty() {
             let lost = self.lost(torch, &roots, Look::AsLoaded);
@@ -168,7 +177,7 @@ impl Ledger {
             }
         }
         let entries = std::mem::take(&mut self.entries);
-        Ok(sum_up(torch, entries))
+        Ok(self.sum_up(torch, entries))
     }
 
     /// The stretches below `roots` that were not entered: the first one, or all.
@@ -188,30 +197,37 @@ impl Ledger {
                 continue;
             }
             let is_entered = is_part || self.accounted.contains(id);
-            let is_payload = torch.is_payload(id);
             let makes_tensor = torch.makes_tensor(id);
-            if (is_payload || makes_tensor) && !is_entered && !torch.is_read_array(id) {
+            let is_tensor = |id| torch.makes_tensor(id) || torch.is_payload(id);
+            // A function of unknown meaning may make anything of a tensor, or change it.
+            let is_lost = match is_tensor(id) {
+                true => !is_entered && !torch.is_read_array(id),
+                false => !is_entered && calls_with(pickle, id).iter().any(|arg| is_tensor(*arg)),
+            };
+            if is_lost {
                 lost.push(id);
                 match look {
                     Look::AsWritten => return lost,
                     Look::AsLoaded => continue,
                 }
             }
-            if is_payload {
+            if makes_tensor {
+                let parts = torch.parts_of(id);
+                pending.extend(parts.of.into_iter().map(|part| (part, true)));
+                pending.extend(parts.beside.into_iter().map(|held| (held, false)));
                 continue;
             }
             children.clear();
             match look {
                 Look::AsWritten => pickle.get(id).push_children(&mut children),
-                Look::AsLoaded => push_loaded(pickle, id, &mut children),
+                Look::AsLoaded => push_loaded(pickle, id, &mut children, is_tensor),
             }
             let has_left_out = self.holders.contains(id);
-            let are_parts = makes_tensor || is_part && pickle.as_tuple(id).is_some();
             let wanted = children.iter().filter(|child| {
                 let is_left_out = || self.left_out.contains(&(id, **child));
                 !(has_left_out && is_left_out())
             });
-            pending.extend(wanted.map(|child| (*child, are_parts)));
+            pending.extend(wanted.map(|child| (*child, false)));
         }
         lost
     }
@@ -220,7 +236,7 @@ impl Ledger {
     fn refusal(&self, pickle: &Pickle, roots: &[ObjectId], lost: &[ObjectId]) -> Refusal {
         let parents = self.parents(pickle, roots);
         let mut named: Vec<(String, String)> = Vec::new();
-        for id in lost {
+        for id in lost.iter().take(LOOKED_AT) {
             let mut way = vec![*id];
             while let Some(parent) = parents.get(way.last().unwrap_or(id)) {
                 way.push(*parent);
@@ -272,7 +288,7 @@ impl Ledger {
             let mut next = Vec::new();
             for id in level {
                 let mut children = Vec::new();
-                push_loaded(pickle, id, &mut children);
+                push_loaded(pickle, id, &mut children, |_| true);
                 let has_left_out = self.holders.contains(id);
                 for child in children {
                     if has_left_out && self.left_out.contains(&(id, child)) {
@@ -299,82 +315,141 @@ enum Look {
     AsLoaded,
 }
 
-/// As [`Object::push_children`], without the values of dicts that others replaced.
-fn push_loaded(pickle: &Pickle, id: ObjectId, children: &mut Vec<ObjectId>) {
-    let entries = pickle.entries(id).into_iter();
-    let entries = entries.flat_map(|(key, value)| [key, value]);
-    match pickle.get(id) {
-        Object::Dict(_) => children.extend(entries),
+/// As [`Object::push_children`], without the values of dicts that others replaced. What a
+/// call among those did stays done, unless it `is_harmless`.
+fn push_loaded(
+    pickle: &Pickle,
+    id: ObjectId,
+    children: &mut Vec<ObjectId>,
+    is_harmless: impl Fn(ObjectId) -> bool,
+) {
+    let written = match pickle.get(id) {
+        Object::Dict(items) => items,
         Object::Call(call) => {
             children.extend([call.callable, call.args]);
             children.extend(call.kwargs);
             children.extend(&call.state);
             children.extend(&call.appended);
-            children.extend(entries);
+            &call.items
         }
-        object => object.push_children(children),
+        object => return object.push_children(children),
+    };
+    let entries = pickle.entries(id);
+    if entries.len() < written.len() {
+        let calls = written.iter().map(|(_, value)| *value);
+        children.extend(calls.filter(|id| pickle.as_call(*id).is_some() && !is_harmless(*id)));
     }
+    children.extend(entries.into_iter().flat_map(|(key, value)| [key, value]));
 }
 
-/// Counts the bytes of each entry that neither a tensor that is served nor an entry
-/// before it has.
-fn sum_up<S: Storages>(torch: &Torch<S>, entries: Vec<(ObjectId, LeftOut)>) -> Vec<LeftOut> {
-    if entries.is_empty() {
-        return Vec::new();
+/// What a function is called with, whatever it is.
+fn calls_with<'p>(pickle: &'p Pickle, id: ObjectId) -> &'p [ObjectId] {
+    let call = pickle.as_call(id);
+    let call = call.filter(|call| call.kind == CallKind::Reduce);
+    call.and_then(|call| pickle.as_tuple(call.args))
+        .unwrap_or_default()
+}
+
+/// The objects that the stream dropped and that are no part of its object.
+fn dropped(pickle: &Pickle) -> Vec<ObjectId> {
+    let mut dropped = pickle.discarded().to_vec();
+    if dropped.is_empty() {
+        return dropped;
     }
-    let pickle = torch.pickle();
     let mut seen = Marks::of(pickle);
-    let mut keys = HashSet::new();
-    for id in torch.read_payloads() {
-        seen.insert(id);
-        keys.extend(torch.storage_key(id));
-    }
-    let mut pending = Vec::new();
-    let summed = entries.into_iter().filter_map(|(value, mut entry)| {
-        // An attribute may be another name of what is served.
-        let mut is_some = !matches!(entry.rule, Rule::Attribute | Rule::UnsavedBuffer);
-        pending.push(value);
-        while let Some(id) = pending.pop() {
-            if is_scalar(pickle.get(id)) || !seen.insert(id) {
-                continue;
-            }
-            if !torch.is_payload(id) {
-                pickle.get(id).push_children(&mut pending);
-                continue;
-            }
-            is_some = true;
-            // A storage is another object wherever it is named.
-            if torch.storage_key(id).is_none_or(|key| keys.insert(key)) {
-                entry.bytes = entry.bytes.saturating_add(torch.payload_len(id));
-            }
+    let mut pending = vec![pickle.root()];
+    while let Some(id) = pending.pop() {
+        if !is_scalar(pickle.get(id)) && seen.insert(id) {
+            pickle.get(id).push_children(&mut pending);
         }
-        is_some.then_some(entry)
-    });
-    summed.collect()
+    }
+    dropped.retain(|id| !seen.contains(*id));
+    dropped
 }
 
-/// The objects that a container's values are written in: itself, its states and
-/// their halves, its arguments, and the pairs that a dict of Python 2 is made from.
-fn holders(pickle: &Pickle, container: ObjectId) -> Vec<ObjectId> {
+impl Ledger {
+    /// Counts the bytes of the tensors of each entry, without those that are served too
+    /// and those of an entry before it.
+    fn sum_up<S: Storages>(
+        &self,
+        torch: &Torch<S>,
+        entries: Vec<(ObjectId, LeftOut)>,
+    ) -> Vec<LeftOut> {
+        if entries.is_empty() {
+            return Vec::new();
+        }
+        let pickle = torch.pickle();
+        let mut seen = Marks::of(pickle);
+        let mut pending = Vec::new();
+        let mut summed: Vec<LeftOut> = Vec::new();
+        for (value, mut entry) in entries {
+            // An attribute may be another name of what is served.
+            let mut is_some = !matches!(entry.rule, Rule::Attribute | Rule::UnsavedBuffer);
+            pending.push(value);
+            while let Some(id) = pending.pop() {
+                if is_scalar(pickle.get(id)) || !seen.insert(id) {
+                    continue;
+                }
+                let is_tensor = torch.makes_tensor(id);
+                if is_tensor && self.accounted.contains(id) || torch.is_read_array(id) {
+                    continue;
+                }
+                let len = match torch.is_payload(id) {
+                    true => Some(torch.payload_len(id)),
+                    false => torch.tensor_len(id),
+                };
+                match len {
+                    Some(len) => {
+                        is_some = true;
+                        entry.bytes = entry.bytes.saturating_add(len);
+                    }
+                    None => pickle.get(id).push_children(&mut pending),
+                }
+            }
+            let same = |last: &&mut LeftOut| last.path == entry.path && last.rule == entry.rule;
+            match summed.last_mut().filter(same) {
+                Some(last) => last.bytes = last.bytes.saturating_add(entry.bytes),
+                None => summed.extend(is_some.then_some(entry)),
+            }
+        }
+        summed
+    }
+}
+
+/// The objects that a container's value is written in: itself, its states and their
+/// halves, its arguments, and the pair that a dict of Python 2 is made from. `work`
+/// counts what was looked at.
+fn holders(
+    pickle: &Pickle,
+    container: ObjectId,
+    value: ObjectId,
+    work: &mut usize,
+) -> Vec<ObjectId> {
+    /// More halves and arguments than anything has.
+    const SOME: usize = 64;
     let mut holders = vec![container];
     let Object::Call(call) = pickle.get(container) else {
         return holders;
     };
-    let mut add = |id: ObjectId| {
-        holders.push(id);
-        match pickle.get(id) {
-            Object::Tuple(items) => holders.extend(items.iter()),
-            Object::List(items) => holders.extend(items),
-            Object::Dict(items) => holders.extend(items.iter().map(|(_, value)| *value)),
-            _ => {}
-        }
-    };
-    for state in &call.state {
-        add(*state);
+    for state in call.state.iter().chain([&call.args]) {
+        holders.push(*state);
+        holders.extend(
+            pickle
+                .as_tuple(*state)
+                .unwrap_or_default()
+                .iter()
+                .take(SOME),
+        );
     }
-    add(call.args);
-    for argument in pickle.as_tuple(call.args).unwrap_or_default() {
-        add(*argument);
+    let args = pickle.as_tuple(call.args).unwrap_or_default();
+    if let Some(Object::List(pairs)) = args.first().map(|first| pickle.get(*first)) {
+        *work = work.saturating_add(pairs.len());
+        let holds = |pair: &&ObjectId| match pickle.get(**pair) {
+            Object::List(items) => items.contains(&value),
+            Object::Tuple(items) => items.contains(&value),
+            _ => false,
+        };
+        holders.extend(pairs.iter().find(holds));
     }
     holders
 }

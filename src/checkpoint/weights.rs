@@ -39,8 +39,10 @@ pub trait Values<'v> {
     /// Whether `id` is a dictionary or a module.
     fn is_mapping(&mut self, id: Self::Id) -> Result<bool, Refusal>;
 
-    /// Whether anything at or below the entry could be weights.
-    fn holds_weights(&mut self, entry: &Entry<'v, Self::Id>) -> Result<bool, Refusal>;
+    /// Whether anything at or below the entry could be weights. `at_top` when the entry
+    /// is one of the whole file's.
+    fn holds_weights(&mut self, entry: &Entry<'v, Self::Id>, at_top: bool)
+    -> Result<bool, Refusal>;
 
     /// The value at the dotted path below `id`.
     fn at(&mut self, id: Self::Id, path: &str) -> Result<Option<Self::Id>, Refusal>;
@@ -126,7 +128,8 @@ pub fn pick<'v, V: Values<'v>>(
             true => of_name(values, &entries)?,
             false => None,
         };
-        let Some(next) = named.map_or_else(|| lone(values, &entries), |at| Ok(Some(at)))? else {
+        let Some(next) = named.map_or_else(|| lone(values, &entries, is_top), |at| Ok(Some(at)))?
+        else {
             break;
         };
         picked.step(entries, next);
@@ -207,10 +210,21 @@ fn of_name<'v, V: Values<'v>>(
     if let Some(at) = find("state_dict")
         && values.is_mapping(entries[at].1)?
     {
-        return Ok(Some(at));
+        // It may be an optimizer's, beside the weights.
+        let mut other = false;
+        if !values.holds_weights(&entries[at], true)? {
+            for entry in entries {
+                other = other || values.holds_weights(entry, true)?;
+            }
+        }
+        if !other {
+            return Ok(Some(at));
+        }
     }
     match find("params_ema") {
-        Some(at) if values.is_mapping(entries[at].1)? && values.holds_weights(&entries[at])? => {
+        Some(at)
+            if values.is_mapping(entries[at].1)? && values.holds_weights(&entries[at], true)? =>
+        {
             Ok(Some(at))
         }
         _ => Ok(None),
@@ -221,10 +235,11 @@ fn of_name<'v, V: Values<'v>>(
 fn lone<'v, V: Values<'v>>(
     values: &mut V,
     entries: &[Entry<'v, V::Id>],
+    at_top: bool,
 ) -> Result<Option<usize>, Refusal> {
     let mut found = None;
     for (at, entry) in entries.iter().enumerate() {
-        if !values.holds_weights(entry)? {
+        if !values.holds_weights(entry, at_top)? {
             continue;
         }
         if found.is_some() {

@@ -125,8 +125,10 @@ impl<'a, 'l> Machine<'a, 'l> {
                 // Where a frame goes on after STOP, readers do not agree on
                 // where the next pickle begins.
                 self.operands.end_frame()?;
+                let root = self.pop()?;
+                self.discard(0);
                 return Ok(Step::Done(Pickle {
-                    root: self.pop()?,
+                    root,
                     objects: mem::take(&mut self.objects),
                     imports: mem::take(&mut self.imports),
                     calls: self.calls,
@@ -340,8 +342,14 @@ impl<'a> Machine<'a, '_> {
     fn discard(&mut self, height: usize) {
         let objects = &self.objects;
         let gone = self.stack.drain(height..);
-        let made = gone.filter(|id| matches!(objects.get(*id), Object::Call(_)));
-        self.discarded.extend(made);
+        let held = gone.filter(|id| match objects.get(*id) {
+            Object::Call(_) => true,
+            Object::Tuple(items) | Object::FrozenSet(items) => !items.is_empty(),
+            Object::List(items) | Object::Set(items) => !items.is_empty(),
+            Object::Dict(items) => !items.is_empty(),
+            _ => false,
+        });
+        self.discarded.extend(held);
     }
 
     fn pop_to_mark(&mut self) -> Result<Vec<ObjectId>> {

@@ -68,8 +68,8 @@ impl Pickle<'_> {
         &self.imports
     }
 
-    /// Results of calls that the stream dropped. They may be part of the object all the
-    /// same; if not, the calls were made for what they do.
+    /// Objects that hold others and that the stream dropped. They may be part of its
+    /// object all the same; if not, the calls among them were made for what they do.
     pub fn discarded(&self) -> &[ObjectId] {
         &self.discarded
     }

@@ -25,6 +25,8 @@ pub struct Map {
     pub attributes: Entries,
     /// The buffers of a module that are not to be saved.
     pub unsaved: Entries,
+    /// The dict that holds its buffers.
+    pub buffers: Option<ObjectId>,
     /// Numbers that the `state_dict()` of a module lists as tensors.
     pub numbers: Entries,
 }
@@ -43,6 +45,7 @@ impl Map {
             entries,
             attributes: Vec::new(),
             unsaved: Vec::new(),
+            buffers: None,
             numbers: Vec::new(),
         }
     }

@@ -25,6 +25,12 @@ impl<'p, S: Storages> Torch<'p, S> {
         if let Some(map) = self.classes.state(self.pickle, call)? {
             return Ok(Some(map));
         }
+        if let Some(("torch._dynamo.eval_frame", "OptimizedModule")) = self.class(call)
+            && let Some([original, _context]) = self.pickle.as_tuple(call.args)
+        {
+            let entries = vec![(Label::Name("_orig_mod"), *original)];
+            return Ok(Some(Map::of(Kind::Module, entries)));
+        }
         if let Some((module, class)) = self.class(call)
             && call.kind != CallKind::Reduce
         {
@@ -90,6 +96,7 @@ impl<'p, S: Storages> Torch<'p, S> {
         let is_group = |label: &Label| groups.iter().any(|name| self.is_key(label, name));
         let mut map = Map {
             unsaved: keyed(unsaved),
+            buffers: attribute("_buffers"),
             ..Map::of(Kind::Module, Vec::new())
         };
         let class = self.class(call).unwrap_or_default();
@@ -97,8 +104,8 @@ impl<'p, S: Storages> Torch<'p, S> {
             if is_group(&label) {
                 continue;
             }
-            if self.is_script_object(value) {
-                entries.push((label, value));
+            if let Some(packed) = self.packed(value) {
+                entries.push((label, packed));
             } else if lists_quantizer(class) && self.is_quantizer(&label, value) {
                 map.numbers.push((label, value));
             } else if class == ("hqq.core.quantize", "HQQLinear") && self.is_key(&label, "meta") {
@@ -154,35 +161,49 @@ impl<'p, S: Storages> Torch<'p, S> {
         })
     }
 
-    fn is_script_object(&self, id: ObjectId) -> bool {
-        let call = self.pickle.as_call(id);
-        call.is_some_and(|call| self.pickle.global(call.callable) == Some(SCRIPT_OBJECT))
+    /// What stands for the packed parameters `id`, if they are some: of an embedding the
+    /// weight itself.
+    fn packed(&self, id: ObjectId) -> Option<ObjectId> {
+        let call = self.pickle.as_call(id)?;
+        if self.pickle.global(call.callable) != Some(SCRIPT_OBJECT) {
+            return None;
+        }
+        let [state] = *call.state else {
+            return Some(id);
+        };
+        match self.pickle.as_tuple(state) {
+            Some([packed, class]) if self.is_text(*class, EMBEDDING) => {
+                // Version, tensors, numbers, bits.
+                let tensors = *self.pickle.as_tuple(*packed)?.get(1)?;
+                match self.pickle.get(tensors) {
+                    Object::List(tensors) => match **tensors {
+                        [weight] => Some(weight),
+                        _ => Some(id),
+                    },
+                    _ => Some(id),
+                }
+            }
+            _ => Some(id),
+        }
     }
 
     /// Packed parameters as what they were packed from: `((weight, bias), class)`.
-    pub(super) fn script_object(&mut self, call: &'p Call) -> Result<Option<Meaning<'p>>, Refusal> {
+    pub(super) fn script_object(&self, call: &'p Call) -> Result<Option<Meaning<'p>>, Refusal> {
         if self.pickle.global(call.callable) != Some(SCRIPT_OBJECT) {
             return Ok(None);
         }
-        let unknown = || unsupported("it is an object of a compiled class that is not known");
-        let [state] = *call.state else {
-            return Err(unknown());
-        };
-        let Some([packed, class]) = self.pickle.as_tuple(state) else {
-            return Err(unknown());
-        };
-        let packed = self.pickle.as_tuple(*packed).ok_or_else(unknown)?;
-        if !self.is_text(*class, EMBEDDING) {
-            return Ok(Some(Meaning::Sequence(packed.into())));
-        }
-        // Version, tensors, numbers, bits.
-        let tensors = packed.get(1).map(|tensors| self.pickle.get(*tensors));
-        match tensors {
-            Some(Object::List(tensors)) => match **tensors {
-                [weight] => self.meaning(weight).map(Some),
-                _ => Err(unknown()),
+        let packed = match *call.state {
+            [state] => match self.pickle.as_tuple(state) {
+                Some([packed, _class]) => self.pickle.as_tuple(*packed),
+                _ => None,
             },
-            _ => Err(unknown()),
+            _ => None,
+        };
+        match packed {
+            Some(packed) => Ok(Some(Meaning::Sequence(packed.into()))),
+            None => Err(unsupported(
+                "it is an object of a compiled class that is not known",
+            )),
         }
     }
 

@@ -5,10 +5,28 @@ use safetensors::Dtype;
 use super::array::maker;
 use super::numpy_dtype::numbers_of;
 use super::saved::saved_storage;
+use super::tensor::MAX_WRAPPERS;
 use super::torch::{Storages, Torch};
 use super::wrapper::{Wrapper, wrapper};
 use crate::checkpoint::dtype::ElementType;
 use crate::pickle::{Call, Object, ObjectId, PersistentId};
+
+/// What a tensor is made of, and what else its maker is called with.
+#[derive(Default)]
+pub struct Parts {
+    pub of: Vec<ObjectId>,
+    pub beside: Vec<ObjectId>,
+}
+
+impl Parts {
+    fn first_of(&mut self, items: &[ObjectId]) {
+        let items = items.split_first();
+        if let Some((first, rest)) = items {
+            self.of.push(*first);
+            self.beside.extend(rest);
+        }
+    }
+}
 
 impl<'p, S: Storages> Torch<'p, S> {
     /// Whether the object `id` is a stretch of tensor bytes: a storage beside the
@@ -63,12 +81,20 @@ impl<'p, S: Storages> Torch<'p, S> {
         }
     }
 
-    /// Elements of a storage of bytes; None for any other stretch.
-    pub fn byte_storage(&mut self, id: ObjectId) -> Option<u64> {
-        let bytes = ElementType::Plain(Dtype::U8);
-        let (element, len) = match self.pickle.get(id) {
+    /// Elements of a vector of bytes that is the whole of its storage; None for any other
+    /// tensor.
+    pub fn byte_vector(&mut self, id: ObjectId) -> Option<u64> {
+        let call = self.pickle.as_call(id)?;
+        let (module, name) = self.pickle.global(call.callable)?;
+        let [storage, _offset, size, ..] = self.pickle.as_tuple(call.args)? else {
+            return None;
+        };
+        if !matches!(wrapper(module, name), Wrapper::Rebuild(_)) {
+            return None;
+        }
+        let (element, len) = match self.pickle.get(*storage) {
             Object::Persistent(_) => {
-                let saved = saved_storage(self.pickle, id, S::PARTS).ok()??;
+                let saved = saved_storage(self.pickle, *storage, S::PARTS).ok()??;
                 (saved.element, saved.elements)
             }
             Object::Call(call) if self.is_embedded(call) => {
@@ -77,19 +103,93 @@ impl<'p, S: Storages> Torch<'p, S> {
             }
             _ => return None,
         };
-        (element == bytes).then_some(len)
+        let is_whole = matches!(*self.dimensions(*size, "sizes").ok()?, [size] if size == len);
+        (is_whole && element == ElementType::Plain(Dtype::U8)).then_some(len)
     }
 
-    /// The key of a storage beside the pickle.
-    pub fn storage_key(&self, id: ObjectId) -> Option<&'p str> {
-        let saved = saved_storage(self.pickle, id, S::PARTS).ok()??;
-        Some(saved.key)
+    /// What a tensor's maker is called with: that which the tensor is made of, and what
+    /// stands beside it.
+    pub fn parts_of(&self, id: ObjectId) -> Parts {
+        let mut parts = Parts::default();
+        let Some(call) = self.pickle.as_call(id) else {
+            return parts;
+        };
+        let items = call.items.iter().flat_map(|(key, value)| [*key, *value]);
+        parts.beside.extend(
+            items
+                .chain(call.appended.iter().copied())
+                .chain(call.kwargs),
+        );
+        let wrapper_of = |callable| {
+            let global = self.pickle.global(callable);
+            global.map_or(Wrapper::None, |(module, name)| wrapper(module, name))
+        };
+        let mut kind = wrapper_of(call.callable);
+        let has_state = matches!(kind, Wrapper::TensorClass | Wrapper::ParameterClass);
+        for state in &call.state {
+            match self.pickle.as_tuple(*state).filter(|_| has_state) {
+                Some(items) => parts.first_of(items),
+                None => parts.beside.push(*state),
+            }
+        }
+        let mut args = self.pickle.as_tuple(call.args).unwrap_or_default();
+        for _ in 0..MAX_WRAPPERS {
+            let (at, inner) = match (&kind, args) {
+                (Wrapper::FromType, [function, _, inner, _]) => {
+                    let inner = self.pickle.as_tuple(*inner).unwrap_or_default();
+                    kind = wrapper_of(*function);
+                    (2, inner)
+                }
+                (Wrapper::Sparse, [_, data]) => {
+                    parts
+                        .of
+                        .extend(self.pickle.as_tuple(*data).unwrap_or_default());
+                    (1, &[][..])
+                }
+                (Wrapper::Quantized, [_, _, _, _, quantizer, ..]) => {
+                    parts
+                        .of
+                        .extend(self.pickle.as_tuple(*quantizer).unwrap_or_default());
+                    parts.of.extend(args.first());
+                    (4, &[][..])
+                }
+                (_, args) => {
+                    parts.first_of(args);
+                    return parts;
+                }
+            };
+            let skip = matches!(kind, Wrapper::Quantized) && at == 4;
+            let beside = args.iter().enumerate();
+            let beside = beside.filter(|(place, _)| *place != at && !(skip && *place == 0));
+            parts.beside.extend(beside.map(|(_, held)| *held));
+            if inner.is_empty() {
+                return parts;
+            }
+            args = inner;
+        }
+        parts.beside.extend(args);
+        parts
     }
 
-    /// The stretches that tensors were read from.
-    pub fn read_payloads(&self) -> impl Iterator<Item = ObjectId> {
-        let storages = self.resolved.keys();
-        storages.chain(self.arrays.layouts.keys()).copied()
+    /// Bytes of the tensor that `id` makes of a storage, as far as its pickle says.
+    pub fn tensor_len(&self, id: ObjectId) -> Option<u64> {
+        let call = self.pickle.as_call(id)?;
+        let (module, name) = self.pickle.global(call.callable)?;
+        let [storage, _offset, size, ..] = self.pickle.as_tuple(call.args)? else {
+            return None;
+        };
+        let element = match wrapper(module, name) {
+            Wrapper::Rebuild(_) | Wrapper::Quantized => {
+                saved_storage(self.pickle, *storage, S::PARTS)
+                    .ok()??
+                    .element
+            }
+            Wrapper::RebuildTyped => self.dtype(*self.pickle.as_tuple(call.args)?.get(6)?)?,
+            _ => return None,
+        };
+        let sizes = self.dimensions(*size, "sizes").ok()?;
+        let mut sizes = sizes.iter();
+        sizes.try_fold(element.size(), |bytes, size| bytes.checked_mul(*size))
     }
 
     fn is_embedded(&self, call: &Call) -> bool {

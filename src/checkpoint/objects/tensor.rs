@@ -1,7 +1,7 @@
 //! Tensors, unwrapped from what stands around them: parameters, subclasses,
 //! device tensors.
 
-use super::map::{Entries, Kind, Label, Map, keyed};
+use super::map::{Entries, Kind, Label, Map};
 use super::meaning::Meaning;
 use super::rebuild::ReadAs;
 use super::torch::{Storages, Torch};
@@ -13,7 +13,7 @@ use crate::pickle::{Call, CallKind, Object, ObjectId, PersistentId};
 
 /// How many wrappers may stand around one tensor: a parameter of a subclass of
 /// a device tensor is three.
-const MAX_WRAPPERS: usize = 16;
+pub(super) const MAX_WRAPPERS: usize = 16;
 
 /// What the gradient of a tensor is called among its attributes.
 pub const GRADIENT: &str = "grad";
@@ -179,13 +179,8 @@ impl<'p, S: Storages> Torch<'p, S> {
                 format!("it is one rank's part of a {}, not the whole", shown(name)),
             ));
         }
-        let halves = self.pickle.as_tuple(state);
-        let halves = halves.map_or(vec![state], <[ObjectId]>::to_vec);
-        let entries = halves.iter().flat_map(|half| self.pickle.entries(*half));
-        Ok(Meaning::Map(Map::of(
-            Kind::Object,
-            keyed(entries.collect()),
-        )))
+        let attributes = self.attributes(&[state]);
+        Ok(Meaning::Map(Map::of(Kind::Object, attributes)))
     }
 
     /// The state that `call` is given after it was made, where its kind of tensor

@@ -22,7 +22,7 @@ use super::layout::Layout;
 use super::ledger::{Ledger, Rule};
 use super::objects::{Composed, Entries, Kind, Label, Map, Meaning, Storages, Torch};
 use super::refusal::{Cause, Refusal, shown, too_large};
-use super::training;
+use super::training::Optimizer;
 use super::weights::{self, Picked, Wanted};
 use crate::pickle::{Marks, Object, ObjectId, Pickle};
 
@@ -51,6 +51,7 @@ pub fn read<S: Storages>(torch: &mut Torch<S>, wanted: Wanted) -> Result<Content
         inert: Marks::of(pickle),
         most_looks: FREE_LOOKS.saturating_add(pickle.count().saturating_mul(LOOKS_EACH)),
         torch,
+        top,
         contents: Contents::default(),
         path: String::new(),
         peeked: None,
@@ -66,12 +67,6 @@ pub fn read<S: Storages>(torch: &mut Torch<S>, wanted: Wanted) -> Result<Content
     walk.pass_by(&picked)?;
     let start = picked.value;
     match walk.look(start)? {
-        Meaning::Map(map) if walk.is_optimizer(&map) => {
-            return Err(Refusal::new(
-                Cause::OptimizerState,
-                "it is an optimizer's state, which holds no weights",
-            ));
-        }
         Meaning::Tensor(..) | Meaning::Composed(_) => {
             let name = picked.name.as_deref().unwrap_or("tensor");
             walk.path.push_str(name);
@@ -88,6 +83,8 @@ pub fn read<S: Storages>(torch: &mut Torch<S>, wanted: Wanted) -> Result<Content
 /// The walk through the containers of one pickle.
 struct Walk<'w, 'p, S> {
     torch: &'w mut Torch<'p, S>,
+    /// The whole file.
+    top: ObjectId,
     contents: Contents,
     ledger: Ledger,
     /// Dotted path of the value being looked at.
@@ -182,7 +179,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 continue;
             }
             let is_tensor = self.torch.makes_tensor(container);
-            let beside = !nested && kind == Kind::Dictionary;
+            let beside = container == self.top && kind == Kind::Dictionary;
             if let Some(rule) = self.rule_for(&label, child, (beside, is_tensor))? {
                 self.leave_out(container, child, rule)?;
                 continue;
@@ -242,8 +239,8 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 self.ledger.account(id);
                 None
             }
-            Meaning::Map(map) if self.is_optimizer(&map) => {
-                self.leave_out_here(id, Rule::OptimizerState)?;
+            _ if self.is_generator(id)? && self.reaches_bytes(id)? => {
+                self.leave_out_here(id, Rule::RngState)?;
                 None
             }
             Meaning::Map(map) if self.is_rng_states(id, &map)? => {
@@ -251,10 +248,6 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 None
             }
             Meaning::Map(map) => self.children(id, map, top)?,
-            Meaning::Sequence(_) if training::is_numpy_rng(self.torch.pickle(), id) => {
-                self.leave_out_here(id, Rule::RngState)?;
-                None
-            }
             Meaning::Sequence(items) => {
                 self.ledger.account(id);
                 let items = Items { items, at: 0 };
@@ -274,9 +267,10 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
         map: Map,
         top: bool,
     ) -> Result<Option<(Kind, Remaining<'p>)>, Refusal> {
-        let mut entries = match map.kind {
-            Kind::Object => self.with_bytes(map.entries)?,
-            Kind::Dictionary | Kind::Module => map.entries,
+        let mut entries = match (self.optimizer(&map), map.kind) {
+            (Some(form), _) => return self.beside_state(id, map.entries, form, top),
+            (None, Kind::Object) => self.with_bytes(map.entries)?,
+            (None, Kind::Dictionary | Kind::Module) => map.entries,
         };
         if map.kind == Kind::Object && entries.is_empty() {
             self.report_value(id, top)?;
@@ -300,13 +294,47 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                     (Rule::UnsavedBuffer, map.unsaved),
                 ] {
                     for (label, value) in self.with_bytes(values)? {
-                        self.at(&label, |walk| walk.leave_out(id, value, rule))?;
+                        let holder = match rule {
+                            Rule::UnsavedBuffer => map.buffers.unwrap_or(id),
+                            _ => id,
+                        };
+                        self.at(&label, |walk| walk.leave_out(holder, value, rule))?;
                     }
                 }
             }
             Kind::Dictionary | Kind::Object => entries.extend(self.with_bytes(map.attributes)?),
         }
         Ok(Some((map.kind, Remaining::Entries(entries.into_iter()))))
+    }
+
+    /// What there is in a mapping besides the state of an optimizer, which is left out.
+    fn beside_state(
+        &mut self,
+        id: ObjectId,
+        entries: Entries,
+        form: Optimizer,
+        top: bool,
+    ) -> Result<Option<(Kind, Remaining<'p>)>, Refusal> {
+        let is_slot = |walk: &Self, label: &Label| {
+            let key = walk.text_of(label);
+            key.is_some_and(|key| form.has(&key))
+        };
+        let mut others = Entries::new();
+        for (label, value) in entries {
+            match is_slot(self, &label) {
+                true => self.leave_out(id, value, Rule::OptimizerState)?,
+                false => others.push((label, value)),
+            }
+        }
+        self.ledger.account(id);
+        // A state has numbers beside it that mean nothing to anybody else.
+        if !top && !self.any_reaches_bytes(&others)? {
+            return Ok(None);
+        }
+        Ok(Some((
+            Kind::Dictionary,
+            Remaining::Entries(others.into_iter()),
+        )))
     }
 
     /// Refuses a tensor with attributes that are other data to torch.

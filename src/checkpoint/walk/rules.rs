@@ -7,9 +7,9 @@ use super::Walk;
 use crate::checkpoint::ledger::Rule;
 use crate::checkpoint::objects::{GRADIENT, Kind, Label, Map, Meaning, Storages};
 use crate::checkpoint::refusal::Refusal;
-use crate::checkpoint::training;
+use crate::checkpoint::training::{self, Behind, Optimizer};
 use crate::checkpoint::weights::{Entry, Picked, Values};
-use crate::pickle::{Object, ObjectId, Pickle};
+use crate::pickle::{Object, ObjectId};
 
 impl<'p, S: Storages> Walk<'_, 'p, S> {
     /// Reports the values that the way to the weights leads past.
@@ -22,7 +22,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             let key = beside.path.rsplit('.').next().unwrap_or_default();
             let rule = match picked.name.is_some() && key == "string_to_token" {
                 true => self.reaches_bytes(beside.value)?.then_some(Rule::Token),
-                false => self.rule_beside(key, beside.value)?,
+                false => self.rule_beside(beside.holder, key, beside.value)?,
             };
             match rule {
                 Some(rule) => self.leave_out(beside.holder, beside.value, rule)?,
@@ -39,10 +39,11 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
 
     pub(super) fn rule_beside(
         &mut self,
+        holder: ObjectId,
         key: &str,
         value: ObjectId,
     ) -> Result<Option<Rule>, Refusal> {
-        if self.is_trainers(key, value)? {
+        if holder == self.top && self.is_trainers(key, value)? {
             return Ok(Some(Rule::OptimizerState));
         }
         if !self.reaches_bytes(value)? {
@@ -51,14 +52,17 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
         if training::is_rng_key(key) && self.is_rng(value)? {
             return Ok(Some(Rule::RngState));
         }
-        Ok(Some(match self.could_be_weights(value)? {
-            true => Rule::OtherRoot,
-            false => Rule::OptimizerState,
+        Ok(Some(if self.could_be_weights(value)? {
+            Rule::OtherRoot
+        } else if self.is_rng(value)? {
+            Rule::RngState
+        } else {
+            Rule::OptimizerState
         }))
     }
 
-    /// Whether the value under `key`, which stands beside weights, is where trainers put
-    /// an optimizer's state, whatever that looks like. A module is none.
+    /// Whether the value under `key`, which stands at the top of the file, is where
+    /// trainers put an optimizer's state, whatever that looks like. A module is none.
     fn is_trainers(&mut self, key: &str, value: ObjectId) -> Result<bool, Refusal> {
         if !training::is_optimizer_key(key) {
             return Ok(false);
@@ -89,30 +93,28 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             if self.inert.contains(id) || !seen.insert(id) {
                 continue;
             }
-            self.pay(1)?;
+            let items = self.torch.items(id);
+            self.pay(1 + items.len())?;
             if self.torch.is_payload(id) {
                 return Ok(true);
             }
-            if training::is_numpy_rng(pickle, id) {
+            if self.is_generator(id)? {
                 continue;
             }
-            let items = self.torch.items(id);
             let keys = items.iter();
             let keys = keys.map(|(key, _)| pickle.as_str(*key).unwrap_or_default());
-            let is_list = |name: &str| {
+            if training::is_rng_states(keys.clone()) && self.is_rng(id)? {
+                continue;
+            }
+            let form = Optimizer::of(keys, |name| {
                 let mut entries = items.iter().rev();
                 let found = entries.find(|(key, _)| pickle.as_str(*key) == Some(name));
-                found.is_some_and(|(_, value)| is_list(pickle, *value))
-            };
-            if training::is_optimizer(keys.clone(), is_list) {
-                continue;
-            }
-            if training::is_rng_states(keys) && self.is_rng(id)? {
-                continue;
-            }
+                found.map_or(Behind::Nothing, |(_, value)| self.behind(*value))
+            });
             for (key, value) in items {
                 let key = pickle.as_str(*key).unwrap_or_default();
-                if training::is_rng_key(key) && self.is_rng(*value)? {
+                let is_slot = form.is_some_and(|form| form.has(key));
+                if is_slot || training::is_rng_key(key) && self.is_rng(*value)? {
                     seen.insert(*value);
                 }
             }
@@ -122,7 +124,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
     }
 
     /// The rule by which the value behind `label` is left out, if one does. `top` when
-    /// it stands beside weights, where trainers put theirs, and whether it is an
+    /// it stands at the top of the file, where trainers put theirs, and whether it is an
     /// attribute of a tensor.
     pub(super) fn rule_for(
         &mut self,
@@ -141,17 +143,45 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
         })
     }
 
-    pub(super) fn is_optimizer(&self, map: &Map) -> bool {
+    /// The form of optimizer's state that a mapping is of, if it is one.
+    pub(super) fn optimizer(&self, map: &Map) -> Option<Optimizer> {
+        if map.kind == Kind::Module {
+            return None;
+        }
         let pickle = self.torch.pickle();
-        let is_list = |name: &str| {
+        Optimizer::of(self.keys_of(map), |name| {
             let mut entries = map.entries.iter();
             let found = entries.find(|(label, _)| match label {
                 Label::Key(key) => pickle.as_str(*key) == Some(name),
                 Label::Index(_) | Label::Name(_) => false,
             });
-            found.is_some_and(|(_, value)| is_list(pickle, *value))
+            found.map_or(Behind::Nothing, |(_, value)| self.behind(*value))
+        })
+    }
+
+    fn behind(&self, id: ObjectId) -> Behind {
+        /// Values that stand for all.
+        const SOME: usize = 8;
+        let pickle = self.torch.pickle();
+        let is_container = |id: ObjectId| {
+            let is_tensor = self.torch.makes_tensor(id) || self.torch.is_payload(id);
+            let may_be = matches!(pickle.get(id), Object::Dict(_) | Object::Call(_));
+            may_be && !is_tensor
         };
-        map.kind != Kind::Module && training::is_optimizer(self.keys_of(map), is_list)
+        let are_containers =
+            |items: &[ObjectId]| items.iter().take(SOME).all(|id| is_container(*id));
+        match pickle.get(id) {
+            Object::List(items) if are_containers(items) => Behind::List,
+            Object::Tuple(items) if are_containers(items) => Behind::List,
+            Object::Dict(_) | Object::Call(_) if is_container(id) => {
+                let mut items = self.torch.items(id).iter().take(SOME);
+                match items.all(|(_, value)| is_container(*value)) {
+                    true => Behind::Mapping,
+                    false => Behind::Other,
+                }
+            }
+            _ => Behind::Other,
+        }
     }
 
     pub(super) fn is_rng_states(&mut self, id: ObjectId, map: &Map) -> Result<bool, Refusal> {
@@ -181,12 +211,12 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             if !seen.insert(id) {
                 continue;
             }
-            self.pay(1)?;
-            if training::is_numpy_rng(pickle, id) {
+            self.pay(1 + self.torch.items(id).len())?;
+            if self.is_generator(id)? {
                 found = true;
-            } else if self.torch.is_payload(id) {
-                match self.torch.byte_storage(id) {
-                    Some(len) if training::is_rng_size(&[len]) => found = true,
+            } else if self.torch.makes_tensor(id) || self.torch.is_payload(id) {
+                match self.torch.byte_vector(id) {
+                    Some(len) if training::is_rng_size(len) => found = true,
                     _ => return Ok(false),
                 }
             } else {
@@ -194,6 +224,59 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             }
         }
         Ok(found)
+    }
+
+    /// Whether the object is the state of one of numpy's generators,
+    /// `("MT19937", keys, position, ...)` or `{"bit_generator": ..., "state": ...}`, or
+    /// a generator itself, torch's or numpy's.
+    pub(super) fn is_generator(&mut self, id: ObjectId) -> Result<bool, Refusal> {
+        let pickle = self.torch.pickle();
+        let is_name = |id: ObjectId| {
+            let name = pickle.as_str(id);
+            name.is_some_and(training::is_numpy_generator)
+        };
+        let items: &[ObjectId] = match pickle.get(id) {
+            Object::Tuple(items) => items,
+            Object::List(items) => items,
+            Object::Dict(items) => {
+                let is_named = |(key, value): &(ObjectId, ObjectId)| {
+                    pickle.as_str(*key) == Some("bit_generator") && is_name(*value)
+                };
+                let may_be = items.len() <= 8 && items.iter().any(is_named);
+                return Ok(may_be && self.has_only_words(id)?);
+            }
+            Object::Call(call) => {
+                return Ok(match pickle.global(call.callable) {
+                    Some(("numpy.random._pickle", _)) => true,
+                    Some(("torch" | "torch._C", "Generator")) => true,
+                    _ => false,
+                });
+            }
+            _ => return Ok(false),
+        };
+        let may_be = matches!(items, [name, _, _, ..] if items.len() <= 8 && is_name(*name));
+        Ok(may_be && self.has_only_words(id)?)
+    }
+
+    /// Whether there is no tensor below the object, and no array that is longer than
+    /// the numbers of a generator.
+    fn has_only_words(&mut self, id: ObjectId) -> Result<bool, Refusal> {
+        let pickle = self.torch.pickle();
+        let mut pending = vec![id];
+        while let Some(id) = pending.pop() {
+            self.pay(1 + self.torch.items(id).len())?;
+            if self.torch.is_payload(id) {
+                let len = self.torch.payload_len(id);
+                if pickle.as_call(id).is_none() || len > training::MT19937_LEN {
+                    return Ok(false);
+                }
+            } else if self.torch.makes_tensor(id) {
+                return Ok(false);
+            } else {
+                pickle.get(id).push_children(&mut pending);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -211,7 +294,7 @@ impl<'p, S: Storages> Values<'p> for Walk<'_, 'p, S> {
         let entries = match &meaning {
             Meaning::Map(map)
                 if map.kind == Kind::Dictionary
-                    && !self.is_optimizer(map)
+                    && self.optimizer(map).is_none()
                     && !self.any_reaches_bytes(&map.attributes)? =>
             {
                 let entries = map.entries.iter();
@@ -237,10 +320,14 @@ impl<'p, S: Storages> Values<'p> for Walk<'_, 'p, S> {
         Ok(is_mapping)
     }
 
-    fn holds_weights(&mut self, (key, value): &Entry<'p, ObjectId>) -> Result<bool, Refusal> {
+    fn holds_weights(
+        &mut self,
+        (key, value): &Entry<'p, ObjectId>,
+        at_top: bool,
+    ) -> Result<bool, Refusal> {
         let key = key.as_deref().unwrap_or_default();
-        let is_training =
-            self.is_trainers(key, *value)? || training::is_rng_key(key) && self.is_rng(*value)?;
+        let is_training = at_top && self.is_trainers(key, *value)?
+            || training::is_rng_key(key) && self.is_rng(*value)?;
         Ok(!is_training && self.could_be_weights(*value)?)
     }
 
@@ -294,8 +381,4 @@ impl<'p, S: Storages> Values<'p> for Walk<'_, 'p, S> {
         self.peeked = peeked;
         Ok(found)
     }
-}
-
-fn is_list(pickle: &Pickle, id: ObjectId) -> bool {
-    matches!(pickle.get(id), Object::List(_) | Object::Tuple(_))
 }

@@ -1,8 +1,10 @@
 //! Weights that DeepSpeed ZeRO-3 spread over the ranks: what each of its files has of
 //! them is never whole (deepspeed/utils/zero_to_fp32.py).
 
+use std::collections::HashMap;
+
 use super::Walk;
-use crate::checkpoint::objects::{Meaning, Storages, Torch};
+use crate::checkpoint::objects::{Storages, Torch};
 use crate::checkpoint::refusal::{Cause, Refusal};
 use crate::checkpoint::weights::Picked;
 use crate::pickle::{Object, ObjectId};
@@ -29,35 +31,50 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
         if state.is_some_and(|state| find(self.torch, state, "fp32_flat_groups").is_some()) {
             return Err(spread);
         }
-        let Some(shapes) = find(self.torch, top, "param_shapes") else {
+        // Each rank has its own part of these.
+        let fragments = find(self.torch, top, "frozen_param_fragments");
+        let mut expected: HashMap<&str, ObjectId> = HashMap::new();
+        for key in ["param_shapes", "frozen_param_shapes"] {
+            let Some(shapes) = find(self.torch, top, key) else {
+                continue;
+            };
+            let groups: &[ObjectId] = match pickle.get(shapes) {
+                Object::List(groups) => groups,
+                _ => &[shapes],
+            };
+            for group in groups {
+                let named = self.torch.items(*group);
+                self.pay(1 + named.len())?;
+                let named = named.iter();
+                expected.extend(
+                    named.filter_map(|(name, shape)| Some((pickle.as_str(*name)?, *shape))),
+                );
+            }
+        }
+        if expected.is_empty() {
             return Ok(());
-        };
-        let groups: &[ObjectId] = match pickle.get(shapes) {
-            Object::List(groups) => groups,
-            _ => &[shapes],
-        };
-        self.pay(groups.len())?;
-        let mut groups = groups.iter();
-        let Some((name, shape)) = groups.find_map(|group| self.torch.items(*group).first()) else {
-            return Ok(());
-        };
-        let name = pickle.as_str(*name).unwrap_or_default();
-        let Some(placeholder) = find(self.torch, picked.value, name) else {
-            return Ok(());
-        };
-        let elements: u64 = self.torch.dimensions(*shape, "sizes")?.iter().product();
-        let is_empty = match self.torch.meaning(placeholder)? {
-            Meaning::Tensor(layout, _) => layout.shape.contains(&0),
-            _ => false,
-        };
-        match is_empty && elements > 0 {
+        }
+        let module = find(self.torch, top, "module").unwrap_or(picked.value);
+        let tensors = self.torch.items(module);
+        self.pay(tensors.len())?;
+        for (name, tensor) in tensors {
+            let Some(shape) = pickle.as_str(*name).and_then(|name| expected.get(name)) else {
+                continue;
+            };
+            let elements: u64 = self.torch.dimensions(*shape, "sizes")?.iter().product();
+            let is_placeholder = elements > 0 && self.torch.tensor_len(*tensor) == Some(0);
+            if is_placeholder {
+                return Err(Refusal::new(
+                    Cause::Part,
+                    "DeepSpeed ZeRO-3 left empty placeholders of its weights here: the weights lie in \
+                     parts in the `*_optim_states.pt` of all ranks, which its zero_to_fp32.py puts \
+                     together",
+                ));
+            }
+        }
+        match fragments.is_some_and(|fragments| !self.torch.items(fragments).is_empty()) {
+            true => Err(spread),
             false => Ok(()),
-            true => Err(Refusal::new(
-                Cause::Part,
-                "DeepSpeed ZeRO-3 left empty placeholders of its weights here: the weights lie in \
-                 parts in the `*_optim_states.pt` of all ranks, which its zero_to_fp32.py puts \
-                 together",
-            )),
         }
     }
 }

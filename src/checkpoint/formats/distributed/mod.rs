@@ -21,7 +21,7 @@ use crate::checkpoint::storage::{Backing, Storage, StorageTable, Tile, Tiling};
 use crate::checkpoint::stream;
 use crate::checkpoint::tensor::{Lazy, Tensor};
 use crate::checkpoint::training;
-use crate::checkpoint::weights::{self, Wanted};
+use crate::checkpoint::weights::{self, Values, Wanted};
 use crate::source::{self, Source, Span, Tree};
 use metadata::{BoxIndex, Cut, Location, Manifest, Region, Saved};
 use tree::{StateDict, TOP};
@@ -67,7 +67,8 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
     };
     if !picked.asked {
         for beside in &picked.beside {
-            parts.pass_by(&tree, beside.value, &beside.path)?;
+            let at_top = beside.holder == TOP;
+            parts.pass_by(&mut tree, beside.value, &beside.path, at_top)?;
         }
     }
     let name = picked.name.as_deref().unwrap_or("tensor");
@@ -109,10 +110,7 @@ impl<'a> Assembler<'a> {
     fn walk(&mut self, tree: &StateDict<'a>, start: usize, name: &str) -> Result<()> {
         let mut pending = vec![(start, String::new())];
         while let Some((node, path)) = pending.pop() {
-            if tree.is_optimizer(node) {
-                self.leave_out(tree, node, &path, Rule::OptimizerState);
-                continue;
-            }
+            let form = tree.optimizer(node);
             match tree.saved(node) {
                 Some((saved_as, Saved::Tensor(cut))) => {
                     let path = match path.is_empty() {
@@ -136,7 +134,12 @@ impl<'a> Assembler<'a> {
                     true => key.to_string(),
                     false => format!("{path}.{key}"),
                 };
-                match rule_for(tree, *child, node == start) {
+                let is_slot = form.is_some_and(|form| form.has(key));
+                let rule = match is_slot {
+                    true => Some(Rule::OptimizerState),
+                    false => rule_for(tree, *child, node == TOP),
+                };
+                match rule {
                     Some(rule) => self.leave_out(tree, *child, &below, rule),
                     None => pending.push((*child, below)),
                 }
@@ -146,10 +149,17 @@ impl<'a> Assembler<'a> {
     }
 
     /// Takes note of a value that the way to the weights leads past.
-    fn pass_by(&mut self, tree: &StateDict<'a>, node: usize, path: &str) -> Result<()> {
-        if let Some(rule) = rule_for(tree, node, true) {
+    fn pass_by(
+        &mut self,
+        tree: &mut StateDict<'a>,
+        node: usize,
+        path: &str,
+        at_top: bool,
+    ) -> Result<()> {
+        if let Some(rule) = rule_for(tree, node, at_top) {
             self.leave_out(tree, node, path, rule);
-        } else if tree.is_optimizer(node) {
+        } else if !tree.holds_weights(&(None, node), false)? && tree.tensors(node).next().is_some()
+        {
             self.leave_out(tree, node, path, Rule::OptimizerState);
         } else if tree.tensors(node).next().is_some() {
             self.leave_out(tree, node, path, Rule::OtherRoot);
@@ -212,7 +222,15 @@ impl<'a> Assembler<'a> {
             )
             .into()),
             Err(Error::Refused(refusal)) => match refusal.cause() {
-                Cause::NoTensors | Cause::OptimizerState => Ok(()),
+                Cause::NoTensors => Ok(()),
+                Cause::OptimizerState => {
+                    self.contents.left_out.push(LeftOut {
+                        path: path.to_string(),
+                        rule: Rule::OptimizerState,
+                        bytes: location.len,
+                    });
+                    Ok(())
+                }
                 _ => Err(refusal.of_tensor(name).into()),
             },
             Err(error) => Err(error),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::metadata::{Manifest, Saved};
 use crate::checkpoint::dtype::ElementType;
 use crate::checkpoint::refusal::{Refusal, too_large};
-use crate::checkpoint::training;
+use crate::checkpoint::training::{self, Behind, Optimizer};
 use crate::checkpoint::weights::{Entry, Values};
 use safetensors::Dtype;
 
@@ -83,19 +83,37 @@ impl<'m> StateDict<'m> {
         self.nodes.get(node).map_or(&[], |node| &node.children)
     }
 
-    /// Whether the dictionary is what an optimizer keeps.
-    pub fn is_optimizer(&self, node: usize) -> bool {
-        let children = self.children(node).iter();
-        let keys = children.map(|child| self.key(*child));
-        // Lists are cut up into what is in them, or saved as objects.
-        self.saved(node).is_none() && training::is_optimizer(keys, |_| true)
+    /// The form of optimizer's state that the dictionary is of, if it is one.
+    pub fn optimizer(&self, node: usize) -> Option<Optimizer> {
+        let keys = self.children(node).iter().map(|child| self.key(*child));
+        let form = Optimizer::of(keys, |name| {
+            let mut children = self.children(node).iter();
+            let found = children.find(|child| self.key(**child) == name);
+            found.map_or(Behind::Nothing, |child| self.behind(*child))
+        });
+        form.filter(|_| self.saved(node).is_none())
+    }
+
+    fn behind(&self, node: usize) -> Behind {
+        let is_tensor = |node: &usize| matches!(self.saved(*node), Some((_, Saved::Tensor(_))));
+        match self.saved(node) {
+            Some((_, Saved::Tensor(_))) => Behind::Other,
+            // Lists are saved as objects, or cut up into what is in them.
+            Some((_, Saved::Object(_))) => Behind::List,
+            None if self.key(node) != "state" => Behind::List,
+            None => match self.children(node).iter().any(is_tensor) {
+                true => Behind::Other,
+                false => Behind::Mapping,
+            },
+        }
     }
 
     /// Whether the value is the state of a generator of random numbers.
     pub fn is_rng(&self, node: usize) -> bool {
         match self.saved(node) {
             Some((_, Saved::Tensor(cut))) => {
-                cut.dtype == ElementType::Plain(Dtype::U8) && training::is_rng_size(&cut.shape)
+                cut.dtype == ElementType::Plain(Dtype::U8)
+                    && matches!(*cut.shape, [len] if training::is_rng_size(len))
             }
             Some((_, Saved::Object(_))) => false,
             None => {
@@ -129,8 +147,16 @@ impl<'m> StateDict<'m> {
 /// The keys behind a name that nothing is said of.
 fn split(name: &str) -> Vec<&str> {
     match name.split_once('.') {
-        Some((first, rest)) if first == "state_dict" || training::is_optimizer_key(first) => {
-            vec![first, rest]
+        Some(("state_dict", rest)) => vec!["state_dict", rest],
+        Some((first, rest)) if training::is_optimizer_key(first) => {
+            let state = ["state.", "param_groups."];
+            match state
+                .iter()
+                .find_map(|key| Some((rest.get(..key.len() - 1)?, rest.strip_prefix(key)?)))
+            {
+                Some((key, rest)) => vec![first, key, rest],
+                None => vec![name],
+            }
         }
         _ => vec![name],
     }
@@ -140,7 +166,7 @@ impl<'m> Values<'m> for StateDict<'m> {
     type Id = usize;
 
     fn entries(&mut self, node: usize) -> Result<Option<Vec<Entry<'m, usize>>>, Refusal> {
-        if self.saved(node).is_some() || self.is_optimizer(node) {
+        if self.saved(node).is_some() || self.optimizer(node).is_some() {
             return Ok(None);
         }
         let children = self.children(node).iter();
@@ -152,23 +178,29 @@ impl<'m> Values<'m> for StateDict<'m> {
         Ok(self.saved(node).is_none())
     }
 
-    fn holds_weights(&mut self, (key, node): &Entry<'m, usize>) -> Result<bool, Refusal> {
+    fn holds_weights(
+        &mut self,
+        (key, node): &Entry<'m, usize>,
+        at_top: bool,
+    ) -> Result<bool, Refusal> {
         let key = key.as_deref().unwrap_or_default();
-        if training::is_optimizer_key(key) || training::is_rng_key(key) && self.is_rng(*node) {
+        let is_trainers = at_top && training::is_optimizer_key(key);
+        if is_trainers || training::is_rng_key(key) && self.is_rng(*node) {
             return Ok(false);
         }
         let mut pending = vec![*node];
         while let Some(node) = pending.pop() {
-            if self.is_optimizer(node) {
-                continue;
-            }
+            let form = self.optimizer(node);
             if matches!(self.saved(node), Some((_, Saved::Tensor(_)))) {
                 return Ok(true);
             }
             let children = self.children(node).iter();
-            let is_rng =
-                |child: &usize| training::is_rng_key(self.key(*child)) && self.is_rng(*child);
-            pending.extend(children.filter(|child| !is_rng(child)));
+            let is_training = |child: &usize| {
+                let key = self.key(*child);
+                form.is_some_and(|form| form.has(key))
+                    || training::is_rng_key(key) && self.is_rng(*child)
+            };
+            pending.extend(children.filter(|child| !is_training(child)));
         }
         Ok(false)
     }
