@@ -53,6 +53,6 @@ fn quoted(text: &[u8]) -> String {
 fn class(pickle: &Pickle, call: &Call) -> String {
     match pickle.global(call.callable) {
         Some((module, name)) => shown(&format!("{module}.{name}")),
-        None => "an unknown class".into(),
+        None => "unknown".into(),
     }
 }

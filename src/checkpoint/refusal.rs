@@ -38,6 +38,10 @@ pub enum Cause {
     NoTensors,
     /// Is what an optimizer left behind.
     OptimizerState,
+    /// Has nothing at the path that was asked for.
+    NoSuchRoot,
+    /// Is no checkpoint, and not in the place of one.
+    OtherKind,
     /// Is a part that one of several processes wrote.
     Part,
     /// Has keys that are no names of tensors.
@@ -98,8 +102,8 @@ impl Refusal {
                 "Give the user who mounted it the right to read the file, or mount as another user."
             }
             Cause::Unsupported => {
-                "Ask whoever made it for the weights as safetensors. Load it yourself only if you trust \
-                 them: loading a pickle runs whatever code it names."
+                "Ask whoever made it for the weights as safetensors. Loading it yourself would run \
+                 whatever code it names."
             }
             Cause::Ambiguous => {
                 "Do not trust the file: what a reader sees depends on the reader. Get it again from a \
@@ -121,13 +125,15 @@ impl Refusal {
                  copies, or as safetensors."
             }
             Cause::Part => {
-                "Have the parts of all ranks put together (a script that does, such as DeepSpeed's, \
-                 loads them: only where you trust their author)."
+                "Have the parts of all ranks put together by whoever made them: the scripts that do, \
+                 such as DeepSpeed's, load them, which runs whatever code they name."
             }
             Cause::Names => {
                 "Ask whoever made it to save it under keys that are text, and differ from each other \
                  when they are joined with dots."
             }
+            Cause::NoSuchRoot => "`stfs ls` without `--root` says what there is.",
+            Cause::OtherKind => "Nothing needs to be done: a mount shows it as it is.",
             Cause::OptimizerState => "Nothing needs to be done: training leaves such files behind.",
             Cause::NoTensors => "Nothing needs to be done unless it was meant to hold weights.",
             Cause::Headless => {

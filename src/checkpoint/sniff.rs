@@ -7,7 +7,7 @@ use super::contents::Checkpoint;
 use super::error::Result;
 use super::formats::candidate::{Candidate, Holds, Request, Zip, ZipNames};
 use super::formats::{Format, is_headless, shows_pickle};
-use super::refusal::unsupported;
+use super::refusal::{Cause, Refusal};
 use super::weights::Wanted;
 use crate::source::{Source, Tree};
 
@@ -100,7 +100,7 @@ pub fn read(
                 Some(kind) => format!("this is {kind}, not a pickle checkpoint"),
                 None => "this is not a pickle checkpoint".to_string(),
             };
-            Err(unsupported(what).into())
+            Err(Refusal::new(Cause::OtherKind, what).into())
         }
     }
 }

@@ -112,7 +112,7 @@ pub fn pick<'v, V: Values<'v>>(
             }
             (None, Wanted::Exactly(_)) => {
                 return Err(Refusal::new(
-                    Cause::NoTensors,
+                    Cause::NoSuchRoot,
                     format!("it has nothing at `{}`, which was asked for", shown(path)),
                 ));
             }

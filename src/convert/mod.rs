@@ -30,9 +30,10 @@ pub use reader::{Reader, Segment};
 pub use tied_weights::{TiedNames, Ties};
 
 use crate::checkpoint::{
-    self, Checkpoint, Content, NameHint, NativeTensor, Refusal, Wanted, open_companions, sniff,
+    self, Cause, Checkpoint, Content, NameHint, NativeTensor, Refusal, Wanted, open_companions,
+    sniff,
 };
-use crate::source::{self, LocalTree, Source, Tree};
+use crate::source::{self, Found, LocalTree, Source, Tree};
 
 /// A longer `config.json` is no model's.
 const MAX_CONFIG: u64 = 4 << 20;
@@ -92,6 +93,16 @@ pub fn open(path: &Path) -> Result<Reader, Error> {
 pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
     let (directory, name) = LocalTree::around(path).map_err(source::Error::Io)?;
     let source = directory.open(&name).map_err(source::Error::Io)?;
+    if name.to_str().is_some_and(names::is_part) {
+        return Err(match directory.stat(names::METADATA.as_ref()) {
+            Ok(Found::File(_)) => Refusal::new(
+                Cause::OtherKind,
+                "this is a part of the distributed checkpoint that the `.metadata` beside it describes",
+            ),
+            _ => lone_part(),
+        }
+        .into());
+    }
     let content = sniff(&source, hint(&name))?;
     let architecture = match directory.open(CONFIG.as_ref()) {
         Ok(config) => architecture_in(&config),
@@ -102,6 +113,15 @@ pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
     let plan = parsed.plan(source.size(), architecture.as_deref())?;
     let companions = open_companions(plan.companions(), &directory)?;
     Ok(Reader::new(Files::new(source, companions), Arc::new(plan)))
+}
+
+/// Why a part of a distributed checkpoint by itself is refused.
+pub fn lone_part() -> Refusal {
+    Refusal::new(
+        Cause::NotDownloaded,
+        "it is a part of a distributed checkpoint, whose `.metadata` is missing: the save or the download \
+         was cut off",
+    )
 }
 
 /// What the name of a file promises.

@@ -147,7 +147,12 @@ impl<'c> Folder<'c> {
 
     fn derive(&self, name: &OsStr) -> Result<Derived> {
         let metadata = match self.find(name)? {
-            SourceEntry::File(metadata, content) if content.is_checkpoint() => metadata,
+            SourceEntry::File(metadata, content) if content.is_checkpoint() => {
+                if is_part(name) && !self.scan()?.contains(names::METADATA.as_ref()) {
+                    return Ok(Derived::Refused(metadata, Arc::new(convert::lone_part())));
+                }
+                metadata
+            }
             SourceEntry::Refused(metadata, refusal) if !is_part(name) => {
                 return Ok(Derived::Refused(metadata, refusal));
             }

@@ -68,7 +68,7 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
         && contents.tensors.is_empty()
     {
         let what = format!("it has nothing at `{}`, which was asked for", shown(root));
-        return Err(Refusal::new(Cause::NoTensors, what).into());
+        return Err(Refusal::new(Cause::NoSuchRoot, what).into());
     }
     Ok(contents.with(table.into()))
 }

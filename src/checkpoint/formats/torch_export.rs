@@ -164,13 +164,14 @@ impl<'a> Exported<'a> {
             exported.leave_out(constants)?;
         }
         if exported.contents.tensors.is_empty() {
-            let what = match wanted {
-                Wanted::Exactly(root) => {
-                    format!("it has nothing at `{}`, which was asked for", shown(root))
-                }
-                _ => "it holds no tensors".to_string(),
-            };
-            return Err(Refusal::new(Cause::NoTensors, what).into());
+            return Err(match wanted {
+                Wanted::Exactly(root) => Refusal::new(
+                    Cause::NoSuchRoot,
+                    format!("it has nothing at `{}`, which was asked for", shown(root)),
+                ),
+                _ => Refusal::new(Cause::NoTensors, "it holds no tensors"),
+            }
+            .into());
         }
         Ok(Checkpoint {
             entries: exported.entries,

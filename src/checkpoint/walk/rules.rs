@@ -246,11 +246,10 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
                 return Ok(may_be && self.has_only_words(id)?);
             }
             Object::Call(call) => {
-                return Ok(match pickle.global(call.callable) {
-                    Some(("numpy.random._pickle", _)) => true,
-                    Some(("torch" | "torch._C", "Generator")) => true,
-                    _ => false,
-                });
+                return Ok(matches!(
+                    pickle.global(call.callable),
+                    Some(("numpy.random._pickle", _) | ("torch" | "torch._C", "Generator"))
+                ));
             }
             _ => return Ok(false),
         };
