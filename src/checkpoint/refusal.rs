@@ -40,6 +40,8 @@ pub enum Cause {
     OptimizerState,
     /// Has nothing at the path that was asked for.
     NoSuchRoot,
+    /// Is a file of a directory that is one checkpoint.
+    InDirectory,
     /// Is no checkpoint, and not in the place of one.
     OtherKind,
     /// Is a part that one of several processes wrote.
@@ -133,6 +135,9 @@ impl Refusal {
                  when they are joined with dots."
             }
             Cause::NoSuchRoot => "`stfs ls` without `--root` says what there is.",
+            Cause::InDirectory => {
+                "Ask for the `.metadata`; a mount shows the directory as one file."
+            }
             Cause::OtherKind => "Nothing needs to be done: a mount shows it as it is.",
             Cause::OptimizerState => "Nothing needs to be done: training leaves such files behind.",
             Cause::NoTensors => "Nothing needs to be done unless it was meant to hold weights.",

@@ -104,14 +104,13 @@ impl Optimizer {
     }
 }
 
-/// Whether a mapping with these keys holds the states of all generators, as transformers'
-/// Trainer saves them.
+/// Whether a mapping with these keys may hold the states of all generators, as
+/// transformers' Trainer saves them.
 pub fn is_rng_states<'k>(keys: impl Iterator<Item = &'k str> + Clone) -> bool {
     const KEYS: &[&str] = &[
         "python", "numpy", "cpu", "cuda", "hpu", "mlu", "mps", "musa", "npu", "xla", "xpu",
     ];
-    let has = |name| keys.clone().any(|key| key == name);
-    has("python") && has("numpy") && keys.clone().all(|key| KEYS.contains(&key))
+    keys.clone().any(|key| key == "cpu") && keys.clone().all(|key| KEYS.contains(&key))
 }
 
 /// Bytes of the states of torch's generators: of the CPU since 0.4, and of devices.

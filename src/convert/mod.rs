@@ -96,7 +96,7 @@ pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
     if name.to_str().is_some_and(names::is_part) {
         return Err(match directory.stat(names::METADATA.as_ref()) {
             Ok(Found::File(_)) => Refusal::new(
-                Cause::OtherKind,
+                Cause::InDirectory,
                 "this is a part of the distributed checkpoint that the `.metadata` beside it describes",
             ),
             _ => lone_part(),

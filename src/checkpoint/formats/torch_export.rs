@@ -18,7 +18,7 @@ use crate::checkpoint::layout::{Dense, Layout, MAX_RANK, StorageRef};
 use crate::checkpoint::ledger::{LeftOut, Rule};
 use crate::checkpoint::refusal::{Cause, Refusal, malformed, shown, too_large, unsupported};
 use crate::checkpoint::storage::{Backing, Storage, StorageTable};
-use crate::checkpoint::tensor::Lazy;
+use crate::checkpoint::tensor::{Lazy, Tensor};
 use crate::checkpoint::weights::{Wanted, below};
 use crate::source::{Source, Span};
 
@@ -29,6 +29,7 @@ const MAX_TENSORS: usize = 1_000_000;
 const WEIGHTS: &str = "_weights_config.json";
 const CONSTANTS: &str = "_constants_config.json";
 const OLD_WEIGHTS: &str = "serialized_state_dict.pt";
+const OLD_CONSTANTS: &str = "serialized_constants.pt";
 
 pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
     let Zip::Names(names) = file.zip()? else {
@@ -63,7 +64,10 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
         return Exported::read(&archive, weights, ending(CONSTANTS).0, request.wanted);
     }
     match ending(OLD_WEIGHTS).0 {
-        Some(weights) => read_old(source, weights, request.wanted),
+        Some(weights) => {
+            let constants = ending(OLD_CONSTANTS).0;
+            read_old(source, weights, constants, request.wanted)
+        }
         None => {
             let what = "this is a torch.export archive without the weights of a program";
             Err(unsupported(what).into())
@@ -72,7 +76,36 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
 }
 
 /// Reads the state dict in an archive of torch before 2.7.
-fn read_old(source: &Source, weights: &ZipEntry, wanted: Wanted) -> Result<Checkpoint> {
+fn read_old(
+    source: &Source,
+    weights: &ZipEntry,
+    constants: Option<&ZipEntry>,
+    wanted: Wanted,
+) -> Result<Checkpoint> {
+    let mut checkpoint = inner(source, weights, wanted)?;
+    let Some(constants) = constants else {
+        return Ok(checkpoint);
+    };
+    let bytes = match inner(source, constants, Wanted::Rule) {
+        Ok(constants) => constants
+            .tensors
+            .iter()
+            .map(Tensor::bytes)
+            .fold(0, u64::saturating_add),
+        Err(Error::Refused(refusal)) if refusal.cause().is_no_weights() => 0,
+        Err(Error::Refused(_)) => constants.size,
+        Err(error) => return Err(error),
+    };
+    checkpoint.left_out.extend((bytes > 0).then(|| LeftOut {
+        path: "constants".into(),
+        rule: Rule::Constant,
+        bytes,
+    }));
+    Ok(checkpoint)
+}
+
+/// Reads the torch.save archive that an entry is.
+fn inner(source: &Source, weights: &ZipEntry, wanted: Wanted) -> Result<Checkpoint> {
     let Backing::File(start) = weights.storage()?.backing else {
         return Err(
             unsupported("the state dict of this torch.export archive is compressed").into(),

@@ -7,7 +7,7 @@ use super::numpy_dtype::numbers_of;
 use super::saved::saved_storage;
 use super::tensor::MAX_WRAPPERS;
 use super::torch::{Storages, Torch};
-use super::wrapper::{Wrapper, wrapper};
+use super::wrapper::{NO_DATA, Wrapper, wrapper};
 use crate::checkpoint::dtype::ElementType;
 use crate::pickle::{Call, Object, ObjectId, PersistentId};
 
@@ -44,7 +44,13 @@ impl<'p, S: Storages> Torch<'p, S> {
     pub fn makes_tensor(&self, id: ObjectId) -> bool {
         let call = self.pickle.as_call(id);
         let maker = call.and_then(|call| self.pickle.global(call.callable));
-        maker.is_some_and(|(module, name)| !matches!(wrapper(module, name), Wrapper::None))
+        maker.is_some_and(|(module, name)| {
+            // Without data there is nothing to lose.
+            !matches!(
+                wrapper(module, name),
+                Wrapper::None | Wrapper::Unsupported(NO_DATA)
+            )
+        })
     }
 
     /// Whether a tensor was made of the array `id`.

@@ -322,6 +322,11 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
         let mut others = Entries::new();
         for (label, value) in entries {
             match is_slot(self, &label) {
+                true if self.path.is_empty() => {
+                    self.at(&label, |walk| {
+                        walk.leave_out(id, value, Rule::OptimizerState)
+                    })?;
+                }
                 true => self.leave_out(id, value, Rule::OptimizerState)?,
                 false => others.push((label, value)),
             }

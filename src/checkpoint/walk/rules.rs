@@ -103,7 +103,10 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
             }
             let keys = items.iter();
             let keys = keys.map(|(key, _)| pickle.as_str(*key).unwrap_or_default());
-            if training::is_rng_states(keys.clone()) && self.is_rng(id)? {
+            if training::is_rng_states(keys.clone())
+                && self.has_cpu_state(items)?
+                && self.is_rng(id)?
+            {
                 continue;
             }
             let form = Optimizer::of(keys, |name| {
@@ -186,7 +189,17 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
 
     pub(super) fn is_rng_states(&mut self, id: ObjectId, map: &Map) -> Result<bool, Refusal> {
         let may_be = map.kind == Kind::Dictionary && training::is_rng_states(self.keys_of(map));
-        Ok(may_be && self.is_rng(id)?)
+        let items = self.torch.items(id);
+        Ok(may_be && self.has_cpu_state(items)? && self.is_rng(id)?)
+    }
+
+    /// Whether the state of torch's own generator is among the values.
+    fn has_cpu_state(&mut self, items: &[(ObjectId, ObjectId)]) -> Result<bool, Refusal> {
+        const LEN: u64 = 5056;
+        let pickle = self.torch.pickle();
+        let mut items = items.iter().rev();
+        let cpu = items.find(|(key, _)| pickle.as_str(*key) == Some("cpu"));
+        Ok(cpu.is_some_and(|(_, value)| self.torch.byte_vector(*value) == Some(LEN)))
     }
 
     pub(super) fn keys_of<'m>(&self, map: &'m Map) -> impl ExactSizeIterator<Item = &'m str> + Clone
