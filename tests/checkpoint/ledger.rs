@@ -229,3 +229,150 @@ fn keys_that_are_no_text_are_named() {
     );
     assert!(what.contains("('a', 3)"), "{what}");
 }
+
+#[test]
+fn what_an_unknown_function_is_called_with_may_be_something_else_afterwards() {
+    let shared = || [tensor(0), b"q\x02".to_vec()].concat();
+    let changed = call(global("operator", "zero"), &[b"h\x02".to_vec()]);
+    let object = dict(&[(text("w"), shared()), (text("x"), changed.clone())]);
+    refused(&archive(object), Cause::Unsupported);
+    // Also where its result is replaced, dropped, or left on the stack.
+    let replaced = dict(&[
+        (text("w"), shared()),
+        (text("x"), changed.clone()),
+        (text("x"), int(1)),
+    ]);
+    refused(&archive(replaced), Cause::Unsupported);
+    let beside = [b"N".to_vec(), shared(), b"0".to_vec(), changed].concat();
+    let left = [beside, dict(&[(text("w"), b"h\x02".to_vec())])].concat();
+    refused(&archive(left), Cause::Unsupported);
+}
+
+#[test]
+fn a_value_that_was_replaced_is_not_there() {
+    let object = dict(&[(text("w"), tensor(0)), (text("w"), tensor(1))]);
+    assert_eq!(names(object), ["w"]);
+}
+
+#[test]
+fn tensors_beside_what_a_tensor_is_made_of_are_not_part_of_it() {
+    let mut args = view(storage("FloatStorage", "0", 4), 0, &[4], &[1]);
+    args.truncate(4);
+    args.extend([FALSE.to_vec(), tensor(1)]);
+    let hooked = call(global("torch._utils", "_rebuild_tensor_v2"), &args);
+    refused(&archive(dict(&[(text("w"), hooked)])), Cause::Unsupported);
+}
+
+#[test]
+fn a_shell_has_all_of_its_state() {
+    let rebuild = global("torch._tensor", "_rebuild_from_type_v2");
+    let shell = global("torch._utils", "_rebuild_wrapper_subclass");
+    let class = || global("mine", "Scaled");
+    let state = tuple(&[tensor(0), dict(&[(text("s"), tensor(1))])]);
+    let object = call(rebuild, &[shell, class(), tuple(&[class()]), state]);
+    let found = names(dict(&[(text("w"), object), (text("v"), tensor(2))]));
+    assert_eq!(found, ["v", "w.0", "w.1.s"]);
+}
+
+#[test]
+fn packed_parameters_may_hold_themselves() {
+    let class = "__torch__.torch.classes.quantized.EmbeddingPackedParamsBase";
+    let object = [new(global("torch", "ScriptObject"), &[]), b"q\x02".to_vec()].concat();
+    let inner = tuple(&[int(1), list(&[b"h\x02".to_vec()]), list(&[]), list(&[])]);
+    let itself = build(object, tuple(&[inner, text(class)]));
+    let object = dict(&[(text("w"), tensor(0)), (text("x"), itself)]);
+    assert_eq!(names(object), ["w"]);
+}
+
+fn size(sizes: &[i64]) -> Vec<u8> {
+    call(global("torch", "Size"), &[ints(sizes)])
+}
+
+#[test]
+fn placeholders_of_spread_weights_are_no_weights() {
+    let empty = rebuild(&view(storage("FloatStorage", "9", 0), 0, &[0], &[1]));
+    let states = |second: Vec<u8>| {
+        let module = dict(&[(text("a"), tensor(0)), (text("b"), second)]);
+        let shapes = dict(&[(text("a"), size(&[4])), (text("b"), size(&[4]))]);
+        let whole = dict(&[
+            (text("module"), module),
+            (text("param_shapes"), list(&[shapes])),
+        ]);
+        Archive::torch(
+            &pickle(whole),
+            &[("0", &[0; 16]), ("1", &[1; 16]), ("9", &[])],
+        )
+        .bytes()
+    };
+    assert_eq!(read(&states(tensor(1))).unwrap().len(), 2);
+    // Small parameters are whole on every rank.
+    let what = refused(&states(empty), Cause::Part);
+    assert!(what.contains("zero_to_fp32.py"), "{what}");
+}
+
+#[test]
+fn weights_beside_the_slots_of_an_optimizer_are_served() {
+    let slot = || {
+        dict(&[
+            (text("exp_avg"), tensor(1)),
+            (text("exp_avg_sq"), tensor(2)),
+        ])
+    };
+    let states = || dict(&[(int(0), slot())]);
+    let weights = || dict(&[(text("w"), tensor(0))]);
+    let with_model = dict(&[
+        (text("state"), states()),
+        (text("param_groups"), list(&[])),
+        (text("model"), weights()),
+    ]);
+    assert_eq!(names(with_model), ["model.w"]);
+    let optimizer = dict(&[(text("state"), states()), (text("param_groups"), list(&[]))]);
+    let beside = dict(&[(text("state_dict"), optimizer), (text("net"), weights())]);
+    assert_eq!(names(beside), ["w"]);
+    let in_slot = dict(&[
+        (text("exp_avg"), tensor(1)),
+        (text("exp_avg_sq"), tensor(2)),
+        (text("weight"), tensor(0)),
+    ]);
+    assert_eq!(names(in_slot), ["weight"]);
+    let tensors = dict(&[
+        (text("state"), weights()),
+        (text("param_groups"), list(&[])),
+    ]);
+    assert_eq!(names(tensors), ["w"]);
+    let inner = dict(&[
+        (text("optimizer"), weights()),
+        (text("encoder"), dict(&[(text("v"), tensor(1))])),
+    ]);
+    assert_eq!(
+        names(dict(&[(text("model"), inner)])),
+        ["encoder.v", "optimizer.w"]
+    );
+}
+
+#[test]
+fn weights_under_the_names_of_generators_are_served() {
+    let mask = rebuild(&view(storage("ByteStorage", "0", 16), 0, &[4, 4], &[4, 1]));
+    assert_eq!(names(dict(&[(text("rng"), mask)])), ["rng"]);
+    let named = tuple(&[text("MT19937"), tensor(0), int(1)]);
+    assert_eq!(names(dict(&[(text("x"), named)])), ["x.1"]);
+    let both = dict(&[
+        (text("cpu"), bytes_tensor(0, 16)),
+        (text("cuda"), tensor(1)),
+    ]);
+    assert_eq!(names(both), ["cpu", "cuda"]);
+}
+
+#[test]
+fn many_references_to_what_is_left_out_cost_little() {
+    let shared = [tensor(1), b"q\x02".to_vec(), b"0".to_vec()].concat();
+    let attributes: Vec<(String, Vec<u8>)> = (0..20_000)
+        .map(|number| (format!("a{number}"), b"h\x02".to_vec()))
+        .collect();
+    let attributes: Vec<(&str, Vec<u8>)> = attributes
+        .iter()
+        .map(|(name, value)| (&**name, value.clone()))
+        .collect();
+    let net = module(&[("w", tensor(0))], &attributes);
+    assert_eq!(names([shared, net].concat()), ["w"]);
+}
