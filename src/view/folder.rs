@@ -62,7 +62,7 @@ pub(super) enum Derived {
 
 /// The same, whatever it would be called.
 #[derive(Clone)]
-enum Outcome {
+pub(super) enum Outcome {
     Nothing,
     Converted(Arc<Origin>),
     Refused(Metadata, Arc<Refusal>),
@@ -287,13 +287,18 @@ impl<'c> Folder<'c> {
         Ok(None)
     }
 
-    /// The value at the dotted path `root` in the checkpoint `name`.
-    pub fn origin_at(&self, name: &OsStr, root: &Arc<str>) -> Result<Option<Arc<Origin>>> {
+    /// What the value at the dotted path `root` in the checkpoint `name` would become.
+    pub fn outcome_at(&self, name: &OsStr, root: &Arc<str>) -> Result<Outcome> {
         Ok(match self.find(name)? {
             SourceEntry::File(metadata, content) if content.is_checkpoint() && !is_part(name) => {
-                self.origin(name, &metadata, content, Some(root)).ok()
+                match self.origin(name, &metadata, content, Some(root)) {
+                    Ok(origin) => Outcome::Converted(origin),
+                    Err(refusal) if refusal.cause() == Cause::NoSuchRoot => Outcome::Nothing,
+                    Err(refusal) if refusal.cause().is_no_weights() => Outcome::Nothing,
+                    Err(refusal) => Outcome::Refused(metadata, refusal),
+                }
             }
-            _ => None,
+            _ => Outcome::Nothing,
         })
     }
 

@@ -117,3 +117,24 @@ fn each_set_has_a_record_of_its_own() {
         assert!(node.unwrap().is_some());
     }
 }
+
+/// A set with a key that safetensors has no name for, beside one without.
+#[test]
+fn a_set_that_cannot_be_converted_says_why() {
+    let set = |name: Vec<u8>, key| dict(&[(name, tensor(key))]);
+    let object = dict(&[
+        (text("state_dict"), set(text("weight"), "0")),
+        (text("odd"), set(tuple(&[text("a"), int(1)]), "1")),
+    ]);
+    let (one, two) = (1_f32.to_le_bytes(), 2_f32.to_le_bytes());
+    let file = Archive::torch(&pickle(object), &[("0", &one), ("1", &two)]).bytes();
+    let source = tempfile::tempdir().unwrap();
+    support::write(&source.path().join("best.pt"), &file);
+    let view = view(source.path());
+    assert_eq!(weight(&view, "best.safetensors"), 1.0);
+    assert!(is_missing(&view, "best@odd.safetensors"));
+    let why = super::text(&view, "best@odd.refused.txt");
+    assert!(why.contains("('a', 1)"), "{why}");
+    assert!(is_missing(&view, "best@none.refused.txt"));
+    assert_eq!(names(&view, ""), ["best.safetensors", "best.tensors"]);
+}

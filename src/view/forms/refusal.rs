@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::output::{Claim, Output};
+use super::rooted;
 use crate::checkpoint::{Cause, Refusal};
 use crate::convert::names;
 use crate::source::{self, Metadata, Version};
@@ -14,7 +15,7 @@ use crate::view::attr::{Attr, Kind};
 use crate::view::context::Context;
 use crate::view::error::{Error, Result};
 use crate::view::file::{OpenFile, OpenText};
-use crate::view::folder::{self, Derived, Folder, strip_suffix, with};
+use crate::view::folder::{self, Derived, Folder, Outcome, strip_suffix, with};
 use crate::view::key::{Id, NodeKey};
 use crate::view::node::{Form, Node};
 use crate::view::xattrs::{self, Xattr};
@@ -54,10 +55,13 @@ fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
     {
         return Ok(Some(node));
     }
-    match about == of_directory(folder) && folder.scan()?.contains(metadata) {
-        true => of_or_unreadable(folder, metadata),
-        false => Ok(None),
+    if about == of_directory(folder) && folder.scan()?.contains(metadata) {
+        return of_or_unreadable(folder, metadata);
     }
+    Ok(match rooted::find(folder, about)? {
+        Outcome::Refused(metadata, refusal) => Some(node(folder, about, &metadata, &refusal)),
+        Outcome::Nothing | Outcome::Converted(_) => None,
+    })
 }
 
 /// What stands in for the file `about`, if it is refused or cannot be looked at.

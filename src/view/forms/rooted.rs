@@ -7,16 +7,15 @@ use std::sync::Arc;
 
 use super::tensor_names;
 use crate::view::error::Result;
-use crate::view::folder::Folder;
+use crate::view::folder::{Folder, Outcome};
 use crate::view::origin::Origin;
 use crate::view::scan::stem;
 
 /// What `base` names: the file by the stem of its converted form or by as much of its
-/// name as there is, the value by its path, written as the names of tensors are. None when
-/// there is no such value with weights.
-pub fn find(folder: &Folder, base: &OsStr) -> Result<Option<Arc<Origin>>> {
+/// name as there is, the value by its path, written as the names of tensors are.
+pub fn find(folder: &Folder, base: &OsStr) -> Result<Outcome> {
     let Some(text) = base.to_str() else {
-        return Ok(None);
+        return Ok(Outcome::Nothing);
     };
     for (at, _) in text.match_indices('@') {
         let (file, root) = text.split_at(at);
@@ -25,12 +24,21 @@ pub fn find(folder: &Folder, base: &OsStr) -> Result<Option<Arc<Origin>>> {
             _ => continue,
         };
         for name in named(folder, file)? {
-            if let Some(origin) = folder.origin_at(&name, &root)? {
-                return Ok(Some(origin));
+            let outcome = folder.outcome_at(&name, &root)?;
+            if !matches!(outcome, Outcome::Nothing) {
+                return Ok(outcome);
             }
         }
     }
-    Ok(None)
+    Ok(Outcome::Nothing)
+}
+
+/// The same, where it can be converted.
+pub fn origin(folder: &Folder, base: &OsStr) -> Result<Option<Arc<Origin>>> {
+    Ok(match find(folder, base)? {
+        Outcome::Converted(origin) => Some(origin),
+        Outcome::Nothing | Outcome::Refused(..) => None,
+    })
 }
 
 /// The files whose converted form has the stem `text`, and those whose names go on

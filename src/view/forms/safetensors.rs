@@ -15,7 +15,7 @@ use crate::view::attr::Attr;
 use crate::view::context::Context;
 use crate::view::error::{Error, Result};
 use crate::view::file::{Contents, OpenFile, Opened, Pages};
-use crate::view::folder::{Derived, Folder, strip_suffix, with};
+use crate::view::folder::{Derived, Folder, Outcome, strip_suffix, with};
 use crate::view::key::{Id, NodeKey};
 use crate::view::node::{Form, Node};
 use crate::view::origin::Origin;
@@ -42,15 +42,17 @@ fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
     };
     let origin = match folder.converted(base)? {
         Some(origin) => Some(origin),
-        None => rooted::find(folder, base)?,
+        None => rooted::origin(folder, base)?,
     };
     Ok(origin.map(|origin| node(folder.context, origin)))
 }
 
 /// The converted form of the value at the dotted path `root` in the checkpoint `name`.
 pub fn at_root(folder: &Folder, name: &OsStr, root: &Arc<str>) -> Result<Option<Node>> {
-    let origin = folder.origin_at(name, root)?;
-    Ok(origin.map(|origin| node(folder.context, origin)))
+    Ok(match folder.outcome_at(name, root)? {
+        Outcome::Converted(origin) => Some(node(folder.context, origin)),
+        Outcome::Nothing | Outcome::Refused(..) => None,
+    })
 }
 
 /// The converted form of `origin`: the file that it was promoted to, where there is one.

@@ -72,7 +72,7 @@ fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
             return Ok(of(origin));
         }
     }
-    Ok(rooted::find(folder, base)?.and_then(of))
+    Ok(rooted::origin(folder, base)?.and_then(of))
 }
 
 /// The file `name`, if it is safetensors and is called so, and its stem.
