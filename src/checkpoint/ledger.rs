@@ -75,7 +75,7 @@ pub struct LeftOut {
     /// Dotted path of the value that holds them.
     pub path: String,
     pub rule: Rule,
-    /// Bytes that nothing else has.
+    /// Bytes of its tensors, without those that are served too.
     pub bytes: u64,
 }
 
@@ -200,7 +200,7 @@ impl Ledger {
             let makes_tensor = torch.makes_tensor(id);
             let is_tensor = |id| torch.makes_tensor(id) || torch.is_payload(id);
             // A function of unknown meaning may make anything of a tensor, or change it.
-            let is_lost = match is_tensor(id) {
+            let is_lost = match makes_tensor || torch.is_payload(id) {
                 true => !is_entered && !torch.is_read_array(id),
                 false => !is_entered && calls_with(pickle, id).iter().any(|arg| is_tensor(*arg)),
             };
