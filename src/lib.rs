@@ -4,6 +4,7 @@
 //! The modules are the way of the data: each uses only those above it.
 //!
 //! ```text
+//! workers     threads for what may block, for all of them
 //! source      a tree of files, wherever it lies: their bytes, and which file they are
 //! pickle      bytes -> inert objects; nothing is resolved, imported or called
 //! checkpoint  file -> named tensors and where their bytes lie
@@ -22,6 +23,7 @@ pub mod mount;
 pub mod pickle;
 pub mod source;
 pub mod view;
+pub mod workers;
 
 #[cfg(test)]
 #[path = "../tests/support/skip.rs"]

@@ -1,41 +1,44 @@
-//! A thread for work that nobody waits for. It gets the processor and the disk
-//! when others leave them to it.
+//! Work that nobody waits for. It gets the processor and the disk when others leave
+//! them to it.
 
-use std::sync::mpsc::{Sender, channel};
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use log::debug;
+use crate::workers::{Lane, Workers};
 
-type Job = Box<dyn FnOnce() + Send>;
+/// Threads at most: one for each file system that is worked on, and more than one, so
+/// that one that hangs keeps nothing else from being done.
+const MOST: usize = 3;
 
-/// Hands jobs to the thread, which does them one after the other and ends, after
-/// the last one, with the last copy of this.
+/// Threads of the lowest priority.
 #[derive(Clone, Debug)]
-pub struct Background(Sender<Job>);
+pub struct Background(Arc<Threads>);
+
+#[derive(Debug)]
+struct Threads {
+    workers: Workers,
+    /// Memory is about to be given back.
+    trimming: AtomicBool,
+}
 
 impl Background {
-    /// Starts the thread.
+    /// There are threads once there is work.
     pub fn start() -> Background {
-        let (sender, jobs) = channel::<Job>();
-        let run = move || {
-            stand_back();
-            for job in jobs {
-                // A defect in one job is no reason to leave out the others.
-                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
-                    log::error!("a defect in stfs ended some work in the background");
-                }
-            }
-        };
-        if let Err(error) = thread::Builder::new().name("background".into()).spawn(run) {
-            debug!("no thread for work in the background: {error}");
-        }
-        Background(sender)
+        Background(Arc::new(Threads {
+            workers: Workers::new("background", MOST, 0, stand_back),
+            trimming: AtomicBool::new(false),
+        }))
     }
 
     /// Has memory that was freed, and that the allocator keeps, given back to the
     /// system.
     pub fn trim(&self) {
-        self.add(|| {
+        if self.0.trimming.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let threads = self.0.clone();
+        self.add(Lane::default(), move || {
+            threads.trimming.store(false, Ordering::Relaxed);
             // SAFETY: no preconditions; it is glibc's own, which other C libraries
             // neither have nor need.
             #[cfg(target_env = "gnu")]
@@ -45,9 +48,9 @@ impl Background {
         });
     }
 
-    /// Whether `job` will be done.
-    pub fn add(&self, job: impl FnOnce() + Send + 'static) -> bool {
-        self.0.send(Box::new(job)).is_ok()
+    /// Has `work` done some time, in turn with what waits for the same.
+    pub fn add(&self, lane: Lane, work: impl FnOnce() + Send + 'static) {
+        self.0.workers.add(lane, work);
     }
 }
 

@@ -5,7 +5,7 @@
 //! catalog     what is known of each file of a source
 //! store       converted files, kept whole
 //! directory   where things lie on disk      record  how one is written down
-//! background  a thread for what nobody waits for
+//! background  threads for what nobody waits for
 //! ```
 
 mod background;

@@ -149,6 +149,21 @@ impl Reader {
         Segment::Assembled { len: at - start }
     }
 
+    /// Whether the bytes `[offset, offset + len)` of the converted file lie in the source
+    /// as they are, all of them, if in several places.
+    pub fn lies_there(&self, offset: u64, len: usize) -> bool {
+        let end = offset.saturating_add(len as u64).min(self.plan.size());
+        let mut at = offset;
+        while at < end {
+            at += match self.piece(at, end) {
+                Piece::Assembled(..) => return false,
+                Piece::Source(_, len) => len,
+                Piece::Header(bytes) => bytes.len() as u64,
+            };
+        }
+        true
+    }
+
     /// Fails with [`Error::Changed`](crate::source::Error::Changed) when one of the
     /// files no longer holds the bytes that it was opened with, and as
     /// [`Plan::check`]. What is copied past the reader, by its segments, is right only

@@ -7,7 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{Metadata, System, Version};
+use super::{Metadata, Version};
 
 /// Why bytes of a source could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -245,7 +245,7 @@ impl Source {
     /// Whether small reads cost next to nothing: the file lies on a disk of this
     /// machine.
     pub fn is_near(&self) -> bool {
-        matches!(self.version().file.system, System::Lasting { .. })
+        self.version().file.system.is_near()
     }
 
     /// The file from its first byte to its last.

@@ -2,11 +2,10 @@
 //! reads run at the same time where the file is far away.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Result;
+use crate::workers::at_once;
 
 /// Bytes between two ranges that are read rather than left out: what one more
 /// request costs is more than they do.
@@ -30,24 +29,21 @@ pub fn read_many(
 ) -> Result<Vec<Vec<u8>>> {
     let mut pieces = vec![Vec::new(); ranges.len()];
     let batches = batches(ranges);
+    let read = |batch: &Batch| {
+        let bytes = read(batch.start, batch.end - batch.start)?;
+        Ok(batch.cut(&bytes, ranges))
+    };
     let mut left = batches.as_slice();
     while let Some((batch, rest)) = left.split_first() {
         let began = Instant::now();
-        batch.cut(
-            &read(batch.start, batch.end - batch.start)?,
-            ranges,
-            &mut pieces,
-        );
+        let mut cut = read(batch)?;
         left = rest;
         if began.elapsed() > SLOW && left.len() > 1 {
-            let pieces = Mutex::new(&mut pieces);
-            at_once(left, |batch| {
-                let bytes = read(batch.start, batch.end - batch.start)?;
-                let mut pieces = pieces.lock().unwrap_or_else(PoisonError::into_inner);
-                batch.cut(&bytes, ranges, &mut pieces);
-                Ok(())
-            })?;
-            break;
+            cut.extend(at_once(left, THREADS, read)?.into_iter().flatten());
+            left = &[];
+        }
+        for (number, piece) in cut {
+            pieces[number] = piece;
         }
     }
     Ok(pieces)
@@ -62,15 +58,15 @@ struct Batch {
 }
 
 impl Batch {
-    /// Hands out what was read.
-    fn cut(&self, bytes: &[u8], ranges: &[Range<u64>], pieces: &mut [Vec<u8>]) {
-        for &number in &self.ranges {
-            let range = &ranges[number];
-            let inside = |offset: u64| usize::try_from(offset.saturating_sub(self.start));
-            if let (Ok(start), Ok(end)) = (inside(range.start), inside(range.end)) {
-                pieces[number] = bytes.get(start..end).unwrap_or_default().to_vec();
-            }
-        }
+    /// The ranges in what was read, with their numbers.
+    fn cut(&self, bytes: &[u8], ranges: &[Range<u64>]) -> Vec<(usize, Vec<u8>)> {
+        let inside = |offset: u64| usize::try_from(offset.saturating_sub(self.start)).ok();
+        let piece = |number: &usize| {
+            let range = &ranges[*number];
+            let piece = bytes.get(inside(range.start)?..inside(range.end)?)?;
+            Some((*number, piece.to_vec()))
+        };
+        self.ranges.iter().filter_map(piece).collect()
     }
 }
 
@@ -102,28 +98,6 @@ fn batches(ranges: &[Range<u64>]) -> Vec<Batch> {
         });
     }
     batches
-}
-
-/// Does something with each of the `batches`, some of them at the same time.
-fn at_once(batches: &[Batch], work: impl Fn(&Batch) -> Result<()> + Sync) -> Result<()> {
-    let next = AtomicUsize::new(0);
-    let worker = || {
-        while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
-            work(batch)?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let others = (1..batches.len().min(THREADS))
-            .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, worker).ok());
-        let others: Vec<_> = others.collect();
-        let own = worker();
-        let joined = others.into_iter().map(|other| match other.join() {
-            Ok(outcome) => outcome,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        joined.fold(own, Result::and)
-    })
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! equal stamps may stand for other bytes after the next mount, or for another
 //! file: there they count for the life of one mount, together with the path.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,21 @@ pub enum System {
     Lasting { kind: u64, id: u64 },
     /// Nothing is known beyond this one mount of it.
     Mounted { mount: u64, device: u64 },
+}
+
+impl System {
+    /// Whether it is a disk of this machine, or its memory: what is there is read at
+    /// once.
+    pub fn is_near(&self) -> bool {
+        matches!(self, System::Lasting { .. })
+    }
+
+    /// What tells it from others, and never zero.
+    pub fn number(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish().max(1)
+    }
 }
 
 /// One file or directory, whatever it holds.

@@ -17,6 +17,16 @@ pub(super) trait Opened: Send + Sync {
         self.read(offset, len)
     }
 
+    /// Whether it lies on this machine: nothing that is done with it takes long.
+    fn is_near(&self) -> bool {
+        true
+    }
+
+    fn is_at_hand(&self, offset: u64, len: usize) -> bool {
+        let _ = (offset, len);
+        self.is_near()
+    }
+
     fn backing(&self) -> Option<&File> {
         None
     }
@@ -80,6 +90,16 @@ impl OpenFile {
     /// want yet.
     pub fn read_ahead(&self, offset: u64, len: usize) -> Result<Bytes<'_>> {
         self.0.read_ahead(offset, len)
+    }
+
+    /// Whether it lies on this machine: to close it takes no time.
+    pub fn is_near(&self) -> bool {
+        self.0.is_near()
+    }
+
+    /// Whether [`OpenFile::read`] only has to fetch these bytes, from this machine.
+    pub fn is_at_hand(&self, offset: u64, len: usize) -> bool {
+        self.0.is_at_hand(offset, len)
     }
 
     /// The file, when its bytes are this file's bytes from first to last: the

@@ -35,6 +35,11 @@ impl Id {
         Id(u128::from_le_bytes(*half))
     }
 
+    /// A part of it, and never zero.
+    pub fn number(self) -> u64 {
+        (self.0 as u64).max(1)
+    }
+
     pub fn to_bytes(self) -> [u8; 16] {
         self.0.to_le_bytes()
     }

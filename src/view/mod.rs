@@ -44,11 +44,13 @@ pub use key::NodeKey;
 pub use node::{Listing, Node};
 pub use options::{Options, Tensors};
 pub use promoter::Promote;
+pub use forms::control::NAME as CONTROL;
 pub use xattrs::{XATTRS, Xattr};
 
 use crate::cache::{Name, Provenance};
 use crate::convert::Reader;
 use crate::source::{LocalTree, Space, Tree};
+use crate::workers::Lane;
 use context::Context;
 use folder::Folder;
 
@@ -119,6 +121,33 @@ impl View {
     /// changed.
     pub fn open(&self, node: &Node) -> Result<OpenFile> {
         self.trimming(|| node.form().open(&self.0, node.attr()))
+    }
+
+    /// What has to be waited for to find out about `node`, or to read it.
+    pub fn lane(&self, node: &Node) -> Lane {
+        let home = node.form().home();
+        home.map_or_else(Lane::default, |home| Lane {
+            file: home.id.number(),
+            directory: 0,
+            system: home.system.number(),
+        })
+    }
+
+    /// Whether what `node` shows lies on this machine, if anywhere.
+    pub fn is_near(&self, node: &Node) -> bool {
+        node.form().home().is_none_or(|home| home.system.is_near())
+    }
+
+    /// Whether [`View::attr`] answers at once: nothing is looked at, or it lies on this
+    /// machine.
+    pub fn knows_attr(&self, node: &Node) -> bool {
+        !node.form().is_real() || self.is_near(node)
+    }
+
+    /// The directory in which the mount tells of itself, if no real file of that name
+    /// is in its place.
+    pub fn control(&self) -> Result<Node> {
+        forms::control::directory(&self.0)
     }
 
     /// The directory of the source that `node` shows, from the root of the source; None

@@ -10,9 +10,10 @@ use super::attr::{Attr, Kind};
 use super::context::Context;
 use super::error::{Error, Result};
 use super::file::OpenFile;
-use super::key::NodeKey;
+use super::key::{Id, NodeKey};
 use super::origin::Origin;
 use super::xattrs::Xattr;
+use crate::source::System;
 
 /// A directory or file of the tree. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -60,6 +61,17 @@ pub(super) trait Form: Debug + Send + Sync {
         None
     }
 
+    /// The file or directory of the source that has to be looked at to answer. None when
+    /// none has.
+    fn home(&self) -> Option<Home> {
+        None
+    }
+
+    /// Whether its attributes are those that the source has now.
+    fn is_real(&self) -> bool {
+        false
+    }
+
     /// The directory of the source that this is, from the root of the source.
     fn source_directory(&self) -> Option<&Path> {
         None
@@ -69,6 +81,13 @@ pub(super) trait Form: Debug + Send + Sync {
     fn is_refusal(&self) -> bool {
         false
     }
+}
+
+/// A file or directory of the source.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Home {
+    pub id: Id,
+    pub system: System,
 }
 
 impl Node {

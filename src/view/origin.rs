@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::attr::Attr;
 use super::error::{Error, Result, gone};
 use super::key::Id;
+use super::node::Home;
 use crate::cache::{Catalog, Identity, Name, PlanKey, Provenance, Subject};
 use crate::convert::{Plan, Reader};
 use crate::source::{Found, Tree};
@@ -50,6 +51,13 @@ impl Origin {
             identity,
             attr,
             id,
+        }
+    }
+
+    pub fn home(&self) -> Home {
+        Home {
+            id: self.id,
+            system: self.key.file.version.file.system,
         }
     }
 

@@ -3,9 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
@@ -14,6 +13,7 @@ use super::error::Error;
 use super::origin::{Origin, Sources};
 use super::usage::{Stock, Usage};
 use crate::cache::{self, Background, Name, Promoted, Promotion, Stamp, Store};
+use crate::workers::Lane;
 
 /// Whether converted files are kept as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -44,15 +44,22 @@ pub(super) struct Promoter {
     usage: Arc<Usage>,
     policy: Promote,
     background: Background,
-    /// Files that are being promoted or wait for it.
-    pending: Mutex<HashSet<Name>>,
+    pending: Mutex<Pending>,
+    /// There is an end, or one pending file less.
+    changed: Condvar,
     /// Files that could not be promoted, and when that was.
     failed: Mutex<HashMap<Name, Instant>>,
     started: Instant,
     /// Milliseconds from then to the last read that was answered here.
     last_read: AtomicU64,
-    ended: AtomicBool,
     figures: Mutex<Option<(Instant, Stock)>>,
+}
+
+#[derive(Default)]
+struct Pending {
+    /// Files that are being promoted or wait for it.
+    names: HashSet<Name>,
+    ended: bool,
 }
 
 impl Promoter {
@@ -70,10 +77,10 @@ impl Promoter {
             policy,
             background,
             pending: Mutex::default(),
+            changed: Condvar::new(),
             failed: Mutex::default(),
             started: Instant::now(),
             last_read: AtomicU64::new(0),
-            ended: AtomicBool::new(false),
             figures: Mutex::default(),
         }
     }
@@ -109,32 +116,37 @@ impl Promoter {
         }
         let name = self.sources.promoted_name(origin);
         let lately = |at: &Instant| at.elapsed() < RETRY;
-        if lock(&self.failed).get(&name).is_some_and(lately) || !lock(&self.pending).insert(name) {
+        if lock(&self.failed).get(&name).is_some_and(lately) {
             return;
         }
-        let (promoter, origin) = (self.clone(), origin.clone());
+        let Some(turn) = Turn::take(self, name) else {
+            return;
+        };
+        let origin = origin.clone();
+        // What waits for one file system goes one after the other.
+        let lane = Lane {
+            system: origin.key.file.version.file.system.number(),
+            ..Lane::default()
+        };
         self.background
-            .add(move || promoter.promote(&name, &origin));
+            .add(lane, move || turn.promoter.promote(&turn.name, &origin));
     }
 
     /// Gives up what is under way, and waits a moment for it to tidy up.
     pub fn end(&self) {
-        self.ended.store(true, Ordering::Relaxed);
-        let from = Instant::now();
-        while !lock(&self.pending).is_empty() && from.elapsed() < FAREWELL {
-            thread::sleep(QUIET / 20);
-        }
+        let mut pending = lock(&self.pending);
+        pending.ended = true;
+        self.changed.notify_all();
+        let still = |pending: &mut Pending| !pending.names.is_empty();
+        drop(self.changed.wait_timeout_while(pending, FAREWELL, still));
     }
 
     fn promote(&self, name: &Name, origin: &Origin) {
-        if self.ended.load(Ordering::Relaxed) {
-            lock(&self.pending).remove(name);
+        if lock(&self.pending).ended {
             return;
         }
         let source = origin.location.display();
-        let result = self.try_promote(name, origin);
-        lock(&self.pending).remove(name);
-        match result {
+        match self.try_promote(name, origin) {
             Ok(Promotion::Already) => return,
             Ok(promotion) => {
                 self.usage.promotions.add(1);
@@ -169,23 +181,23 @@ impl Promoter {
 
     /// Waits while others read, though not for ever.
     fn pace(&self) -> ControlFlow<()> {
-        let waited = Instant::now();
-        while !self.ended.load(Ordering::Relaxed)
-            && self.policy != Promote::Always
-            && self.is_busy()
-            && waited.elapsed() < PATIENCE
-        {
-            thread::sleep(QUIET / 4);
+        let patience = Instant::now() + PATIENCE;
+        let mut pending = lock(&self.pending);
+        while !pending.ended && self.policy != Promote::Always {
+            let now = Instant::now();
+            let last = Duration::from_millis(self.last_read.load(Ordering::Relaxed));
+            let quiet = self.started + last + QUIET;
+            let wait = quiet.min(patience).saturating_duration_since(now);
+            if wait.is_zero() {
+                break;
+            }
+            let waited = self.changed.wait_timeout(pending, wait);
+            (pending, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        match self.ended.load(Ordering::Relaxed) {
+        match pending.ended {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
-    }
-
-    fn is_busy(&self) -> bool {
-        let last = self.last_read.load(Ordering::Relaxed);
-        u128::from(self.now().saturating_sub(last)) < QUIET.as_millis()
     }
 
     fn now(&self) -> u64 {
@@ -219,11 +231,35 @@ impl Promoter {
     /// has grown too large.
     pub fn tidy(&self) {
         let store = self.store.clone();
-        self.background.add(move || {
+        self.background.add(Lane::default(), move || {
             if let Err(error) = store.collect() {
                 debug!("{}: {error}", store.directory().root().display());
             }
         });
+    }
+}
+
+/// A file that is being promoted or waits for it, until this goes.
+struct Turn {
+    promoter: Arc<Promoter>,
+    name: Name,
+}
+
+impl Turn {
+    /// None if it has one already, or none has any more.
+    fn take(promoter: &Arc<Promoter>, name: Name) -> Option<Turn> {
+        let mut pending = lock(&promoter.pending);
+        (!pending.ended && pending.names.insert(name)).then(|| Turn {
+            promoter: promoter.clone(),
+            name,
+        })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.promoter.pending).names.remove(&self.name);
+        self.promoter.changed.notify_all();
     }
 }
 

@@ -18,6 +18,7 @@ use super::key::{Circumstances, Identity, Subject};
 use super::prune;
 use crate::cache::record::{self, Doubt, MAX_BODY, Record};
 use crate::cache::{Background, Directory, Name};
+use crate::workers::Lane;
 use crate::checkpoint::{Checkpoint, Content, NameHint, Refusal};
 use crate::convert;
 
@@ -161,13 +162,14 @@ impl Records {
             return;
         }
         let (directory, stock) = (self.directory.clone(), self.stock.clone());
-        self.background.add(move || {
+        self.background.add(Lane::default(), move || {
+            // Whatever becomes of it, what is written meanwhile has its turn later.
+            stock.pruning.store(false, Ordering::Relaxed);
             // Room for more than the next one.
             match prune::prune_records(&directory, BUDGET / 4 * 3) {
                 Ok(left) => stock.bytes.store(left, Ordering::Relaxed),
                 Err(error) => debug!("{}: {error}", directory.plans().display()),
             }
-            stock.pruning.store(false, Ordering::Relaxed);
         });
     }
 

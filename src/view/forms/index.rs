@@ -19,7 +19,7 @@ use crate::view::error::{Error, Result, gone};
 use crate::view::file::{OpenFile, OpenText};
 use crate::view::folder::{Derived, Folder, SourceEntry, strip_suffix, with};
 use crate::view::key::{Id, NodeKey};
-use crate::view::node::{Form, Node};
+use crate::view::node::{Form, Home, Node};
 use crate::view::options::Tensors;
 use crate::view::origin::Origin;
 use crate::view::tensor_set::TensorSet;
@@ -269,6 +269,13 @@ impl Form for Renamed {
         let text = self.text(context, &subject);
         let text = text.filter(|text| text.len() as u64 == attr.size);
         Ok(OpenFile::new(OpenText(text.ok_or(Error::Stale)?)))
+    }
+
+    fn home(&self) -> Option<Home> {
+        Some(Home {
+            id: Id::of(&[&self.version.to_bytes()]),
+            system: self.version.file.system,
+        })
     }
 
     fn xattrs(&self, _: &Context) -> Result<Vec<Xattr>> {

@@ -9,7 +9,7 @@
 //! output       what each of them offers       table    which there are
 //! ```
 
-mod control;
+pub mod control;
 pub mod index;
 mod output;
 pub mod real;

@@ -5,8 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use rayon::prelude::*;
+use std::thread::available_parallelism;
 
 use super::output::Claim;
 use super::{control, refusal, table};
@@ -17,11 +16,15 @@ use crate::view::error::{Error, Result, gone};
 use crate::view::file::{Contents, OpenFile, Opened};
 use crate::view::folder::{Folder, SourceEntry};
 use crate::view::key::{Id, NodeKey};
-use crate::view::node::{Form, Listing, Node};
+use crate::view::node::{Form, Home, Listing, Node};
 use crate::view::usage::{InUse, Tier};
+use crate::workers::at_once;
 
-/// Names that are looked at by one thread.
+/// Names that are looked at by one thread: other threads would cost more than they do.
 const FEW: usize = 32;
+/// Threads that look at names of a file system that is not of this machine: they wait
+/// more than they work.
+const FAR: usize = 16;
 
 /// The directory at `path` from the root of the source. A link to one is a directory
 /// of its own: the kernel knows each directory under one name.
@@ -50,12 +53,15 @@ fn child(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
 fn children(folder: &Folder) -> Result<Vec<(OsString, Node)>> {
     let names = folder.scan()?.names();
     let claims_of = |name: &OsString| claims(folder, name);
-    let claims: Vec<Vec<Claim>> = match names.len() {
-        // Other threads would cost more than they do.
-        0..FEW => names.iter().map(claims_of).collect::<Result<_>>(),
-        _ => names.par_iter().map(claims_of).collect(),
-    }?;
-    let mut claims: Vec<Claim> = claims.into_iter().flatten().collect();
+    let threads = match folder.tree.metadata().version.file.system.is_near() {
+        true => available_parallelism().map_or(1, usize::from),
+        false => FAR,
+    };
+    let parts: Vec<&[OsString]> = names.chunks(FEW).collect();
+    let claims = at_once(&parts, threads, |part| {
+        part.iter().map(claims_of).collect::<Result<Vec<_>>>()
+    })?;
+    let mut claims: Vec<Claim> = claims.into_iter().flatten().flatten().collect();
     claims.sort_by(|a, b| (&a.name, a.rank).cmp(&(&b.name, b.rank)));
     claims.dedup_by(|later, earlier| later.name == earlier.name);
     Ok(claims
@@ -168,6 +174,14 @@ impl Form for Directory {
         }
     }
 
+    fn home(&self) -> Option<Home> {
+        Some(home(&self.file))
+    }
+
+    fn is_real(&self) -> bool {
+        true
+    }
+
     fn source_directory(&self) -> Option<&Path> {
         Some(&self.path)
     }
@@ -202,6 +216,21 @@ impl Form for RealFile {
             _ => *made,
         })
     }
+
+    fn home(&self) -> Option<Home> {
+        Some(home(&self.file))
+    }
+
+    fn is_real(&self) -> bool {
+        true
+    }
+}
+
+fn home(file: &FileId) -> Home {
+    Home {
+        id: id(file),
+        system: file.system,
+    }
 }
 
 /// It has the size that it has now.
@@ -215,6 +244,10 @@ impl Opened for OpenReal {
         let bytes = self.source.read_now(offset, len)?;
         self.in_use.served(bytes.len() as u64);
         Ok(Bytes::Owned(bytes))
+    }
+
+    fn is_near(&self) -> bool {
+        self.source.is_near()
     }
 
     fn backing(&self) -> Option<&File> {

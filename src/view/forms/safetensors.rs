@@ -17,7 +17,7 @@ use crate::view::error::{Error, Result};
 use crate::view::file::{Contents, OpenFile, Opened, Pages};
 use crate::view::folder::{Derived, Folder, Outcome, strip_suffix, with};
 use crate::view::key::{Id, NodeKey};
-use crate::view::node::{Form, Node};
+use crate::view::node::{Form, Home, Node};
 use crate::view::origin::Origin;
 use crate::view::promoter::{Promote, Wish};
 use crate::view::reading::Reading;
@@ -111,6 +111,10 @@ impl Form for Streamed {
         }))
     }
 
+    fn home(&self) -> Option<Home> {
+        Some(self.0.home())
+    }
+
     fn xattrs(&self, context: &Context) -> Result<Vec<Xattr>> {
         attributes(context, &self.0, Tier::Stream)
     }
@@ -137,6 +141,10 @@ impl Form for PromotedFile {
             .usage()
             .opened(self.origin.location.clone(), Tier::Promoted);
         Ok(OpenFile::new(OpenPromoted { promoted, in_use }))
+    }
+
+    fn home(&self) -> Option<Home> {
+        Some(self.origin.home())
     }
 
     fn xattrs(&self, context: &Context) -> Result<Vec<Xattr>> {
@@ -179,6 +187,14 @@ impl Opened for OpenStreamed {
 
     fn read_ahead(&self, offset: u64, len: usize) -> Result<Bytes<'_>> {
         Ok(self.reader.read(offset, len)?)
+    }
+
+    fn is_near(&self) -> bool {
+        self.reader.source().is_near()
+    }
+
+    fn is_at_hand(&self, offset: u64, len: usize) -> bool {
+        self.is_near() && self.reader.lies_there(offset, len)
     }
 
     /// What was read before may have been other bytes under the same stamps.
@@ -246,6 +262,10 @@ impl Opened for OpenPromoted {
         let bytes = self.promoted.read(0, size, offset, len)?;
         self.in_use.served(bytes.len() as u64);
         Ok(bytes)
+    }
+
+    fn is_near(&self) -> bool {
+        self.promoted.source().is_near()
     }
 
     fn backing(&self) -> Option<&File> {

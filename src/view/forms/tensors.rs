@@ -18,7 +18,7 @@ use crate::view::error::{Error, Result};
 use crate::view::file::{Contents, OpenFile, OpenText, Opened};
 use crate::view::folder::{Derived, Folder, SourceEntry, strip_suffix, with};
 use crate::view::key::{Id, NodeKey};
-use crate::view::node::{Children, Form, Listing, Node};
+use crate::view::node::{Children, Form, Home, Listing, Node};
 use crate::view::options::Tensors;
 use crate::view::origin::{Origin, Sources};
 use crate::view::promoter::Wish;
@@ -157,6 +157,10 @@ impl Form for Directory {
             context.sources(),
             &self.0,
         )?))
+    }
+
+    fn home(&self) -> Option<Home> {
+        self.0.parts.first().map(|part| part.home())
     }
 }
 
@@ -338,6 +342,10 @@ impl Form for Tensor {
         }))
     }
 
+    fn home(&self) -> Option<Home> {
+        Some(self.origin.home())
+    }
+
     fn xattrs(&self, context: &Context) -> Result<Vec<Xattr>> {
         let plan = context.sources().plan(&self.origin)?;
         let tensor = plan.tensors().get(self.index).ok_or(Error::Stale)?;
@@ -374,6 +382,16 @@ impl Opened for StreamedTensor {
         Ok(bytes)
     }
 
+    fn is_near(&self) -> bool {
+        self.reader.source().is_near()
+    }
+
+    fn is_at_hand(&self, _: u64, _: usize) -> bool {
+        let tensor = self.reader.plan().tensors().get(self.index);
+        let lies_there = |tensor: &Planned| matches!(tensor.extent, Extent::Direct(_));
+        self.is_near() && tensor.is_none_or(lies_there)
+    }
+
     fn contents(&self) -> Option<Contents> {
         self.settled.then_some(Contents::OF_NODE)
     }
@@ -392,6 +410,10 @@ impl Opened for PromotedTensor {
         let bytes = self.promoted.read(self.start, self.len, offset, len)?;
         self.in_use.served(bytes.len() as u64);
         Ok(bytes)
+    }
+
+    fn is_near(&self) -> bool {
+        self.promoted.source().is_near()
     }
 }
 
