@@ -337,7 +337,11 @@ mod tests {
             assert!(doubled.unwrap().into_iter().eq((0..1000).map(|n| n * 2)));
         }
         assert_eq!(at_once(&[] as &[u8], 7, |_| Ok::<(), ()>(())), Ok(vec![]));
-        let failed = at_once(&items, 7, |item| if *item == 500 { Err(*item) } else { Ok(()) });
+        let failed = at_once(
+            &items,
+            7,
+            |item| if *item == 500 { Err(*item) } else { Ok(()) },
+        );
         assert_eq!(failed, Err(500));
     }
 

@@ -1,7 +1,6 @@
 //! `stfs mount`.
 
 use std::path::{self, PathBuf};
-use std::thread;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -13,6 +12,10 @@ use crate::mount::options::{self, Word, Words};
 use crate::mount::{Access, Config, Prepared};
 use crate::source::Links;
 use crate::view::{self, Promote, Tensors};
+
+/// Requests that may wait at once, unless the user says otherwise: they take no processor
+/// while they do.
+const THREADS: usize = 64;
 
 /// Show a model directory with its checkpoints as safetensors
 ///
@@ -57,7 +60,7 @@ pub struct Arguments {
     /// Take the tensors below this dotted path of each checkpoint, such as `ema`
     #[arg(long, value_name = "KEY")]
     root: Option<String>,
-    /// Requests answered at once [default: one per core, from 4 to 16]
+    /// Requests that may wait at once for planning, decompressing, or a slow source [default: 64]
     #[arg(long, value_name = "N", value_parser = options::threads)]
     threads: Option<usize>,
     /// Append the log to this file [default: the system log, in the foreground stderr]
@@ -109,7 +112,7 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
         noexec: false,
         noatime: false,
         nonempty: false,
-        threads: arguments.threads.unwrap_or_else(default_threads),
+        threads: arguments.threads.unwrap_or(THREADS),
         log_file: arguments.log_file,
         cache_dir: arguments.cache.path(),
         log_level,
@@ -141,8 +144,4 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
         config.view.links = Links::Inside;
     }
     Ok(config)
-}
-
-fn default_threads() -> usize {
-    thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 16))
 }

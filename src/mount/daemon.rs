@@ -40,7 +40,7 @@ pub struct Config {
     pub noatime: bool,
     /// Mount over a directory that has something in it.
     pub nonempty: bool,
-    /// Requests answered at once.
+    /// Requests that may wait for something at once.
     pub threads: usize,
     /// Where the log goes; by default stderr in the foreground, the system log
     /// in the background.
@@ -225,14 +225,14 @@ impl Prepared {
         let watching = watching.and_then(|device| watching_by(device.into(), incoming));
         let watching = watching.map_err(unwatched).ok().flatten();
         let watcher = watching.as_ref().map(|it| it.watcher.clone());
-        let adapter = Adapter::new(view.clone(), watcher.clone());
+        let adapter = Adapter::new(view.clone(), watcher.clone(), self.config.threads);
         let adapter = adapter.map_err(|error| {
             mounted.clear();
             source_error(error)
         })?;
         let prefaulter = adapter.prefaulter();
         let mut settings = fuser::Config::default();
-        settings.n_threads = Some(self.config.threads);
+        settings.n_threads = Some(request_threads());
         // The kernel keeps strangers out, but knows no "root too".
         let acl = match self.config.access {
             Access::OwnerAndRoot => SessionACL::RootAndOwner,
@@ -353,6 +353,11 @@ impl<'a> Mounted<'a> {
             report(unmount::detach(self.place));
         }
     }
+}
+
+/// Threads that take requests. They answer what is known, and read from this machine.
+fn request_threads() -> usize {
+    thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 16))
 }
 
 fn report(result: Result<(), Error>) {

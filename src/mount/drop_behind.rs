@@ -3,9 +3,9 @@
 //! anything goes that is there once.
 
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::sysinfo::sysinfo;
 
@@ -13,8 +13,9 @@ use crate::view::Pages;
 
 /// Bytes that are read before memory is looked at again.
 const STEP: u64 = 32 << 20;
-/// How long memory is not looked at when nothing is read: others use it too.
-const REST: Duration = Duration::from_secs(1);
+/// How often memory is looked at after a read, for others use it too, and for how long.
+const AGAIN: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(10);
 /// The part of all memory that is not to be used up by pages that are there twice.
 const SPARE: u64 = 8;
 /// Bytes of the largest folios. One goes as a whole.
@@ -36,6 +37,8 @@ struct Read {
     extents: Vec<Extent>,
     /// Bytes, since memory was last looked at.
     bytes: u64,
+    /// When the last of them were read.
+    last: Option<Instant>,
     /// There is a thread that drops them.
     started: bool,
 }
@@ -74,18 +77,25 @@ impl DropBehind {
             }
         }
         if !std::mem::replace(&mut read.started, true) {
-            let behind = Arc::downgrade(self);
+            let behind = self.clone();
             let run = move || watch(&behind);
             let thread = thread::Builder::new().name("drop-behind".into());
             read.started = thread.spawn(run).is_ok();
         }
         read.bytes = read.bytes.saturating_add(len);
-        if read.bytes >= STEP {
+        let now = Instant::now();
+        // After a rest the thread has to be told that there is something again.
+        let rested = read
+            .last
+            .is_none_or(|last| now.duration_since(last) > LONGEST);
+        read.last = Some(now);
+        let is_due = read.bytes >= STEP;
+        if is_due {
             read.bytes = 0;
-            drop(read);
-            if is_short() {
-                self.wake.notify_one();
-            }
+        }
+        drop(read);
+        if rested || is_due && is_short() {
+            self.wake.notify_one();
         }
     }
 
@@ -117,11 +127,16 @@ impl DropBehind {
     }
 }
 
-/// Drops what is there twice whenever memory is short, until nobody reads any more.
-fn watch(behind: &Weak<DropBehind>) {
-    while let Some(behind) = behind.upgrade() {
+/// Drops what is there twice whenever memory is short, as long as somebody reads; then
+/// waits until somebody does again. It ends with the process.
+fn watch(behind: &DropBehind) {
+    loop {
         let read = behind.lock();
-        drop(behind.wake.wait_timeout(read, REST));
+        let rests = read.last.is_none_or(|last| last.elapsed() > LONGEST);
+        match rests {
+            true => drop(behind.wake.wait(read)),
+            false => drop(behind.wake.wait_timeout(read, AGAIN)),
+        }
         if is_short() {
             behind.drop_pages();
         }

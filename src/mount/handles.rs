@@ -78,20 +78,21 @@ impl Passthrough {
     }
 
     /// Counts one more open of `inode` and gives the backing it is to be answered
-    /// with, if any. `register` makes the source file `file` known to the kernel.
+    /// with, if any, and whether it is open this once only. `register` makes the source
+    /// file `file` known to the kernel.
     pub fn open(
         &self,
         inode: u64,
         file: Option<&File>,
         register: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> Option<Arc<BackingId>> {
+    ) -> (Option<Arc<BackingId>>, bool) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let state = open.entry(inode).or_insert_with(|| OpenInode {
             handles: 0,
             backing: file.and_then(|file| self.register(file, register)),
         });
         state.handles += 1;
-        state.backing.clone()
+        (state.backing.clone(), state.handles == 1)
     }
 
     /// Takes back one open of `inode`.
@@ -151,7 +152,7 @@ mod tests {
         let refuse = |_: &File| Err(io::Error::from_raw_os_error(libc::ELOOP));
         let passthrough = Passthrough::default();
         passthrough.offer(true);
-        assert!(passthrough.open(2, Some(&file), refuse).is_none());
+        assert!(passthrough.open(2, Some(&file), refuse).0.is_none());
         let asked = |inode| {
             let mut asked = false;
             passthrough.open(inode, Some(&file), |_| {

@@ -102,6 +102,16 @@ impl<N: Keyed, S: BuildHasher> Inodes<N, S> {
         number
     }
 
+    /// What is known of the node behind a number is from here on what `node` says, if it
+    /// is still the same.
+    pub fn renew(&self, number: u64, node: N) {
+        let mut known = self.lock();
+        let known = known.get_mut(&number);
+        if let Some(known) = known.filter(|known| known.node.key() == node.key()) {
+            known.node = node;
+        }
+    }
+
     /// Whether the page cache holds nothing else of the inode, which is opened, than its
     /// `contents` now. What is unknown is not held to be the same.
     pub fn keeps_pages(&self, number: u64, contents: Option<Contents>) -> bool {

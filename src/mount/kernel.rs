@@ -6,9 +6,9 @@ use std::fs;
 use fuser::{InitFlags, KernelConfig};
 use log::{debug, info};
 
-/// Requests that may wait in the daemon at once. The default of 12 leaves a
-/// reader with many asynchronous requests in flight waiting for nothing.
-const MAX_BACKGROUND: u16 = 64;
+/// Reads ahead that may be under way at once, of all files together: were they used up by
+/// one file whose source hangs, nobody would read ahead any more.
+const MAX_BACKGROUND: u16 = 1024;
 
 /// KiB read ahead of a sequential reader and of a page fault. The kernel's own
 /// 128 makes requests of 128 KiB, one at a time. With this several requests of

@@ -1,7 +1,9 @@
 //! That tree in the kernel's terms: a FUSE mount, and the process behind it.
 //!
 //! ```text
-//! adapter     one handler for each FUSE operation
+//! adapter     one handler for each FUSE operation: what is answered at once, what by others
+//! operations  what each operation finds out
+//! deadlines   answers in time      names      what was told lately
 //! inodes      inode numbers        handles    what is open
 //! errno       error numbers        kernel     capabilities and read-ahead
 //! daemon      the process, from its checks to its end
@@ -17,6 +19,7 @@
 
 mod adapter;
 mod daemon;
+mod deadlines;
 mod device;
 mod drop_behind;
 mod errno;
@@ -29,6 +32,8 @@ mod listings;
 mod logging;
 mod mountinfo;
 mod mountpoint;
+mod names;
+mod operations;
 pub mod options;
 mod prefault;
 mod unmount;

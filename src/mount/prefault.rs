@@ -5,16 +5,18 @@
 //! pages they are is known from the plan, and so they are there before the first
 //! open returns.
 //!
+//! They are stored before that open is answered, and never afterwards: as long as nobody
+//! has the file open, nobody can hold a page that a store would wait for, and this
+//! process can end at any moment. Others who open the file wait for their turn.
+//!
 //! What is read from end to end is better left to the kernel's own read-ahead:
 //! storing it from threads beside the reader is a fifth slower.
 
 use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
 use log::debug;
@@ -27,25 +29,30 @@ const PAGE: u64 = 4096;
 const BLOCK: u64 = 1 << 20;
 /// Extents prefaulted for one file, at most.
 const MOST: usize = 1 << 15;
-/// How long an open waits for its pages; the rest of them come later, or when
-/// the kernel asks. Without an end to it, threads that open files could wait for
-/// pages that are locked by requests which wait for a thread.
+/// How long an open takes longer for it, about. The kernel asks for what is missing then.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Prefaults files that are opened for the first time.
 #[derive(Default)]
 pub struct Prefaulter {
     notifier: OnceLock<Notifier>,
-    /// Inodes whose pages were stored. They stay from one open to the next.
-    done: Mutex<HashSet<u64>>,
-    work: OnceLock<SyncSender<Job>>,
+    state: Mutex<State>,
+    /// A turn is over.
+    next: Condvar,
 }
 
-struct Job {
+#[derive(Default)]
+struct State {
+    /// Inodes whose pages were stored. They stay from one open to the next.
+    done: HashSet<u64>,
+    /// Inodes that are being opened.
+    turns: HashSet<u64>,
+}
+
+/// The right to open a file, of which there is one for each.
+pub struct Turn<'a> {
+    prefaulter: &'a Prefaulter,
     inode: u64,
-    file: Arc<OpenFile>,
-    extents: Vec<Range<u64>>,
-    done: SyncSender<()>,
 }
 
 impl Prefaulter {
@@ -55,75 +62,74 @@ impl Prefaulter {
         let _ = self.notifier.set(notifier);
     }
 
-    /// `file`, of `size` bytes, is about to be open as `inode`, to be read
-    /// through this process.
-    pub fn opened(&self, inode: u64, file: &Arc<OpenFile>, size: u64) {
+    /// Waits until nobody else opens `inode`, and keeps others waiting.
+    pub fn turn(&self, inode: u64) -> Turn<'_> {
+        let taken = |state: &mut State| state.turns.contains(&inode);
+        let waited = self.next.wait_while(self.lock(), taken);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.turns.insert(inode);
+        Turn {
+            prefaulter: self,
+            inode,
+        }
+    }
+
+    /// Stores pages of `file`, of `size` bytes, which is about to be the only one open as
+    /// `inode`.
+    pub fn fill(&self, inode: u64, file: &OpenFile, size: u64) {
         let Some(notifier) = self.notifier.get() else {
             return;
         };
-        if !self.done().insert(inode) {
+        if !self.lock().done.insert(inode) {
             return;
         }
         let extents = pages(&file.touched(), size);
         let touched: u64 = extents.iter().map(|extent| extent.end - extent.start).sum();
         // Where most pages are touched, reading ahead has them as soon.
-        if extents.is_empty() || touched > size / 2 {
+        if touched > size / 2 {
             return;
         }
-        let work = self.work.get_or_init(|| start_thread(notifier.clone()));
-        let (done, wait) = sync_channel(1);
-        let job = Job {
-            inode,
-            file: file.clone(),
-            extents,
-            done,
-        };
-        if work.try_send(job).is_ok() {
-            // Late pages are none the worse.
-            let _ = wait.recv_timeout(PATIENCE);
+        if let Err(error) = store(notifier, inode, file, &extents) {
+            debug!("prefault of {inode}: {error}");
         }
     }
 
     /// The kernel has forgotten `inode`, and its pages with it.
     pub fn forgotten(&self, inode: u64) {
-        self.done().remove(&inode);
+        self.lock().done.remove(&inode);
     }
 
-    fn done(&self) -> MutexGuard<'_, HashSet<u64>> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Starts the thread that stores pages. It ends with the sender.
-fn start_thread(notifier: Notifier) -> SyncSender<Job> {
-    let (sender, jobs): (_, Receiver<Job>) = sync_channel(64);
-    let run = move || {
-        for job in jobs {
-            if let Err(error) = job.run(&notifier) {
-                debug!("prefault of {}: {error}", job.inode);
-            }
-            // Whoever opened the file may have lost patience.
-            let _ = job.done.try_send(());
-        }
-    };
-    if let Err(error) = thread::Builder::new().name("prefault".into()).spawn(run) {
-        debug!("no thread to prefault: {error}");
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.prefaulter.lock().turns.remove(&self.inode);
+        self.prefaulter.next.notify_all();
     }
-    sender
 }
 
-impl Job {
-    fn run(&self, notifier: &Notifier) -> io::Result<()> {
-        for extent in self.extents.iter().take(MOST) {
-            let len = usize::try_from(extent.end - extent.start).map_err(io::Error::other)?;
-            let bytes = self.file.read_ahead(extent.start, len);
-            let bytes = bytes.map_err(io::Error::other)?;
-            // SAFETY: the notifier writes them to the device, and does nothing else.
-            let bytes = unsafe { bytes.for_kernel() };
-            notifier.store(INodeNo(self.inode), extent.start, bytes)?;
+fn store(
+    notifier: &Notifier,
+    inode: u64,
+    file: &OpenFile,
+    extents: &[Range<u64>],
+) -> io::Result<()> {
+    let began = Instant::now();
+    for extent in extents.iter().take(MOST) {
+        if began.elapsed() > PATIENCE {
+            break;
         }
-        Ok(())
+        let len = usize::try_from(extent.end - extent.start).map_err(io::Error::other)?;
+        let bytes = file.read_ahead(extent.start, len);
+        let bytes = bytes.map_err(io::Error::other)?;
+        // SAFETY: the notifier writes them to the device, and does nothing else.
+        let bytes = unsafe { bytes.for_kernel() };
+        notifier.store(INodeNo(inode), extent.start, bytes)?;
     }
+    Ok(())
 }
 
 /// The extents of whole pages, up to the end of the file, that hold `touched`,

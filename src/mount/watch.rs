@@ -213,26 +213,20 @@ impl Watcher {
         directory: u64,
         enter: impl FnOnce() -> Option<Arc<dyn Tree>>,
     ) -> Option<Watch> {
-        let mut state = self.lock();
-        if state.phase != Phase::Running {
-            return None;
+        if let Some(known) = self.known_or_room(directory)? {
+            return Some(known);
         }
-        if let Some(watched) = state.directories.get(&directory) {
-            let descriptor = watched.descriptor;
-            return Some(Watch {
-                directory,
-                descriptor,
-            });
-        }
-        if state.directories.len() >= MOST {
-            self.let_go_of_old(&mut state);
-            if state.directories.len() >= MOST {
-                return None;
-            }
-        }
+        // Nobody else waits for this.
         let tree = enter()?;
         let opened = tree.descriptor()?;
         if !fstatfs(opened).is_ok_and(|stats| TELLING.contains(&stats.filesystem_type())) {
+            return None;
+        }
+        let mut state = self.lock();
+        if let Some(known) = state.watch(directory) {
+            return Some(known);
+        }
+        if state.phase != Phase::Running {
             return None;
         }
         let flags = AddWatchFlags::IN_CREATE
@@ -266,6 +260,22 @@ impl Watcher {
             directory,
             descriptor,
         })
+    }
+
+    /// The watch of `directory`, or none yet. None where there can be none.
+    fn known_or_room(&self, directory: u64) -> Option<Option<Watch>> {
+        let mut state = self.lock();
+        if state.phase != Phase::Running {
+            return None;
+        }
+        let known = state.watch(directory);
+        if known.is_none() && state.directories.len() >= MOST {
+            self.let_go_of_old(&mut state);
+            if state.directories.len() >= MOST {
+                return None;
+            }
+        }
+        Some(known)
     }
 
     /// Names in the directory may be told from here on: they come from it alone, as
@@ -521,6 +531,14 @@ impl Watcher {
 }
 
 impl State {
+    fn watch(&self, directory: u64) -> Option<Watch> {
+        let descriptor = self.directories.get(&directory)?.descriptor;
+        Some(Watch {
+            directory,
+            descriptor,
+        })
+    }
+
     fn get(&mut self, watch: Watch) -> Option<&mut Directory> {
         let watched = self.directories.get_mut(&watch.directory)?;
         (watched.descriptor == watch.descriptor).then_some(watched)

@@ -29,7 +29,7 @@ pub fn read_many(
 ) -> Result<Vec<Vec<u8>>> {
     let mut pieces = vec![Vec::new(); ranges.len()];
     let batches = batches(ranges);
-    let read = |batch: &Batch| {
+    let read = |batch: &Batch| -> Result<Vec<(usize, Vec<u8>)>> {
         let bytes = read(batch.start, batch.end - batch.start)?;
         Ok(batch.cut(&bytes, ranges))
     };

@@ -40,11 +40,11 @@ use std::sync::atomic::Ordering;
 pub use attr::{Attr, Kind};
 pub use error::{Error, Result};
 pub use file::{Contents, OpenFile, Pages};
+pub use forms::control::NAME as CONTROL;
 pub use key::NodeKey;
 pub use node::{Listing, Node};
 pub use options::{Options, Tensors};
 pub use promoter::Promote;
-pub use forms::control::NAME as CONTROL;
 pub use xattrs::{XATTRS, Xattr};
 
 use crate::cache::{Name, Provenance};

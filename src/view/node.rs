@@ -104,9 +104,17 @@ impl Node {
         self.attr.kind
     }
 
-    /// The attributes at the time the node was made.
+    /// The attributes that were told last.
     pub fn attr(&self) -> &Attr {
         &self.attr
+    }
+
+    /// The same node, told with other attributes.
+    pub fn with_attr(&self, attr: Attr) -> Node {
+        Node {
+            attr,
+            ..self.clone()
+        }
     }
 
     /// Whether this file only says why another one is not there.

@@ -18,9 +18,9 @@ use super::key::{Circumstances, Identity, Subject};
 use super::prune;
 use crate::cache::record::{self, Doubt, MAX_BODY, Record};
 use crate::cache::{Background, Directory, Name};
-use crate::workers::Lane;
 use crate::checkpoint::{Checkpoint, Content, NameHint, Refusal};
 use crate::convert;
+use crate::workers::Lane;
 
 /// Bytes of records that are kept, unless the user says otherwise.
 pub const BUDGET: u64 = 256 << 20;
