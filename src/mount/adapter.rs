@@ -95,13 +95,17 @@ impl Adapter {
             Err(errno) => return reply.error(errno),
         };
         let name = name.to_os_string();
+        // A link may have led far away.
+        let home = self.operations.known_node(parent, &name);
+        let home = home.filter(|home| !self.operations.is_near(home));
+        let home = home.unwrap_or(directory);
         let lane = Lane {
             file: child_number(parent, &name),
             directory: parent.0,
-            ..self.operations.lane(&directory)
+            ..self.operations.lane(&home)
         };
         let pending = Pending::new(reply);
-        if !self.operations.is_near(&directory) {
+        if !self.operations.is_near(&home) {
             let is_first = parent.0 == ROOT && name == view::CONTROL;
             let name = name.clone();
             self.in_time(&pending, lane, is_first, move |operations, pending| {

@@ -160,10 +160,14 @@ impl Operations {
         })
     }
 
+    /// The node that the name stood for lately, if that is far away.
+    pub fn known_node(&self, parent: INodeNo, name: &OsStr) -> Option<Node> {
+        self.inodes.get(self.names.get(parent.0, name)?)
+    }
+
     /// What was told of the name lately, or holds whatever the source says.
     pub fn known(&self, parent: INodeNo, name: &OsStr) -> Option<Entry> {
-        let known = self.names.get(parent.0, name);
-        let node = match known.and_then(|number| self.inodes.get(number)) {
+        let node = match self.known_node(parent, name) {
             Some(node) => node,
             None if parent.0 == ROOT && name == view::CONTROL => self.view.control().ok()?,
             None => return None,

@@ -83,7 +83,7 @@ impl Prefaulter {
         if !self.lock().done.insert(inode) {
             return;
         }
-        let extents = pages(&file.touched(), size);
+        let extents = pages(touched(file.parts()), size);
         let touched: u64 = extents.iter().map(|extent| extent.end - extent.start).sum();
         // Where most pages are touched, reading ahead has them as soon.
         if touched > size / 2 {
@@ -132,9 +132,19 @@ fn store(
     Ok(())
 }
 
+/// What a loader touches of these parts of a file when it makes the tensors: all of the
+/// first, which is the header, and the first byte of each other.
+fn touched(parts: Vec<Range<u64>>) -> impl Iterator<Item = Range<u64>> {
+    let parts = parts.into_iter().enumerate();
+    parts.map(|(number, part)| match number {
+        0 => part,
+        _ => part.start..part.start.saturating_add(1),
+    })
+}
+
 /// The extents of whole pages, up to the end of the file, that hold `touched`,
 /// which is in order.
-fn pages(touched: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
+fn pages(touched: impl Iterator<Item = Range<u64>>, size: u64) -> Vec<Range<u64>> {
     let mut extents: Vec<Range<u64>> = Vec::new();
     for part in touched {
         let start = part.start - part.start % PAGE;
@@ -163,15 +173,15 @@ mod tests {
             50_000..50_001,
         ];
         assert_eq!(
-            pages(&touched, 50_100),
+            pages(touched.into_iter(), 50_100),
             [0..12_288, 36_864..40_960, 49_152..50_100]
         );
     }
 
     #[test]
     fn an_extent_is_no_longer_than_a_block() {
-        let touched: Vec<_> = (0..1000).map(|page| page * PAGE..page * PAGE + 1).collect();
-        let extents = pages(&touched, 1000 * PAGE);
+        let touched = (0..1000).map(|page| page * PAGE..page * PAGE + 1);
+        let extents = pages(touched, 1000 * PAGE);
         assert!(
             extents
                 .iter()

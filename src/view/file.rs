@@ -41,7 +41,7 @@ pub(super) trait Opened: Send + Sync {
 
     fn closed(&self) {}
 
-    fn touched(&self) -> Vec<Range<u64>> {
+    fn parts(&self) -> Vec<Range<u64>> {
         Vec::new()
     }
 
@@ -124,10 +124,10 @@ impl OpenFile {
         self.0.closed();
     }
 
-    /// The extents that a loader touches when it makes the tensors of the file. In
-    /// order.
-    pub fn touched(&self) -> Vec<Range<u64>> {
-        self.0.touched()
+    /// Where in the file its header lies, and after that each of its tensors, as far as
+    /// nothing has to be computed for it. In order.
+    pub fn parts(&self) -> Vec<Range<u64>> {
+        self.0.parts()
     }
 
     /// Where the bytes `[offset, offset + len)` lie in a source file that the page

@@ -210,16 +210,14 @@ impl Opened for OpenStreamed {
         self.reading.close();
     }
 
-    /// The header, and the first byte of each tensor. Without those that would have
-    /// to be computed.
-    fn touched(&self) -> Vec<Range<u64>> {
+    fn parts(&self) -> Vec<Range<u64>> {
         let plan = self.reader.plan();
         let header = plan.header().len() as u64;
         let lies_there =
             |tensor: &&Planned| tensor.len > 0 && matches!(tensor.extent, Extent::Direct(_));
-        let starts = plan.tensors().iter().filter(lies_there);
+        let tensors = plan.tensors().iter().filter(lies_there);
         std::iter::once(0..header)
-            .chain(starts.map(|tensor| tensor.start..tensor.start + 1))
+            .chain(tensors.map(|tensor| tensor.start..tensor.start + tensor.len))
             .collect()
     }
 
