@@ -13,7 +13,7 @@ pub struct CacheOptions {
     /// The cache directory [default: $XDG_CACHE_HOME/stfs or ~/.cache/stfs]
     #[arg(long, value_name = "PATH")]
     pub cache_dir: Option<PathBuf>,
-    /// How much converted files may take there, such as 20G [default: what leaves a tenth of the file system free]
+    /// How much converted files may take there, such as 20G [default: what leaves 5 % of the file system free, or 10 GiB where that is less]
     #[arg(long, value_name = "SIZE", value_parser = options::cache_size)]
     pub cache_size: Option<Limit>,
 }
