@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::{debug, info, warn};
+use log::{Level, debug, info, log, warn};
 
 use super::error::Error;
 use super::origin::{Origin, Sources};
@@ -38,6 +38,9 @@ const RETRY: Duration = Duration::from_secs(300);
 /// How long the figures of the store are good for: they cost a walk through it.
 const FIGURES: Duration = Duration::from_secs(5);
 
+/// No converted file has fewer bytes: a header that names one tensor.
+const SMALLEST: u64 = 64;
+
 pub(super) struct Promoter {
     store: Arc<Store>,
     sources: Arc<Sources>,
@@ -52,6 +55,8 @@ pub(super) struct Promoter {
     /// Milliseconds from then to the last read that was answered here.
     last_read: AtomicU64,
     ended: AtomicBool,
+    /// Something did not fit, and nothing has since: that has been said.
+    short: AtomicBool,
     figures: Mutex<Option<(Instant, Stock)>>,
 }
 
@@ -63,7 +68,7 @@ impl Promoter {
         policy: Promote,
         background: Background,
     ) -> Promoter {
-        Promoter {
+        let mut promoter = Promoter {
             store: Arc::new(store),
             sources,
             usage,
@@ -74,8 +79,12 @@ impl Promoter {
             started: Instant::now(),
             last_read: AtomicU64::new(0),
             ended: AtomicBool::new(false),
+            short: AtomicBool::new(false),
             figures: Mutex::default(),
-        }
+        };
+        // Whoever asks for the view is told.
+        *promoter.short.get_mut() = promoter.shortage().is_some();
+        promoter
     }
 
     pub fn policy(&self) -> Promote {
@@ -137,6 +146,7 @@ impl Promoter {
         match result {
             Ok(Promotion::Already) => return,
             Ok(promotion) => {
+                self.short.store(false, Ordering::Relaxed);
                 self.usage.promotions.add(1);
                 info!("{source}: promoted");
                 if let Some(warning) = promotion.warning() {
@@ -150,7 +160,19 @@ impl Promoter {
             Err(Failure::Cache(error @ cache::Error::Busy { .. })) => debug!("{source}: {error}"),
             Err(Failure::Cache(error)) => {
                 self.usage.promotions_failed.add(1);
-                warn!("{source}: is converted anew whenever it is read: {error}");
+                let short = error.is_shortage();
+                let level = match short && self.short.swap(true, Ordering::Relaxed) {
+                    true => Level::Debug,
+                    false => Level::Warn,
+                };
+                let others = match short {
+                    true => ". So are others that do not fit, until one does",
+                    false => "",
+                };
+                log!(
+                    level,
+                    "{source}: is converted anew whenever it is read: {error}{others}"
+                );
             }
             Err(Failure::View(error)) => debug!("{source}: not promoted: {error}"),
         }
@@ -208,6 +230,19 @@ impl Promoter {
         };
         *figures = Some((Instant::now(), now));
         Some(now)
+    }
+
+    /// Why no file whatever would be kept, if that is so; for people.
+    pub fn shortage(&self) -> Option<String> {
+        if self.policy == Promote::Never {
+            return None;
+        }
+        match self.store.check_room(SMALLEST) {
+            Err(cache::Error::NoRoom { shortage, .. }) => {
+                Some(format!("nothing that is converted can be kept: {shortage}"))
+            }
+            _ => None,
+        }
     }
 
     /// Where the cache is.
