@@ -38,9 +38,6 @@ const RETRY: Duration = Duration::from_secs(300);
 /// How long the figures of the store are good for: they cost a walk through it.
 const FIGURES: Duration = Duration::from_secs(5);
 
-/// No converted file has fewer bytes: a header that names one tensor.
-const SMALLEST: u64 = 64;
-
 pub(super) struct Promoter {
     store: Arc<Store>,
     sources: Arc<Sources>,
@@ -237,12 +234,8 @@ impl Promoter {
         if self.policy == Promote::Never {
             return None;
         }
-        match self.store.check_room(SMALLEST) {
-            Err(cache::Error::NoRoom { shortage, .. }) => {
-                Some(format!("nothing that is converted can be kept: {shortage}"))
-            }
-            _ => None,
-        }
+        let shortage = self.store.shortage()?;
+        Some(format!("nothing that is converted can be kept: {shortage}"))
     }
 
     /// Where the cache is.

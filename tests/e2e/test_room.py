@@ -114,12 +114,15 @@ def test_a_disk_that_is_nearly_full(cache, stfs, models, tmp_path):
         result = cache.run("warm", models, check=False)
         assert result.returncode == 1 and result.stderr.count("do not fit") == 1
         assert "3.20 MiB stay so" in result.stderr and "--cache-dir" in result.stderr
+        assert cache.json("cache status")["shortage"] is None
         assert not cache.data() and not cache.unfinished()
         # What a user asks for goes before that.
         assert cache.run("warm", "--cache-size", "1G", models / "a.pt").stderr.count("converted") == 1
         cache.run("cache clear")
         others.unlink()
         fill(cache.path, leaving=2 * MIB)
+        assert "3.20 MiB stay so" in cache.json("cache status")["shortage"]
+        assert "3.20 MiB stay so" in cache.run("cache status").stdout
         with mount_that_speaks(stfs, tmp_path / "mount", models, "--cache-dir", cache.path) as (said, _):
             assert said.count("\n") == 1 and "3.20 MiB stay so" in said
             assert (tmp_path / "mount" / "a.safetensors").read_bytes() == wanted(models / "a.pt")

@@ -19,11 +19,13 @@ use crate::cache::directory::Name;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Limit {
     Bytes(u64),
-    /// So much that a twentieth of the file system stays free, or [`RESERVE`] where
-    /// that is less.
+    /// So much that a twentieth of the file system stays free, or 10 GiB where that is less.
     #[default]
     KeepFree,
 }
+
+/// No converted file has fewer bytes: a header that names one tensor.
+const SMALLEST: u64 = 64;
 
 /// Bytes that stay free on a large file system.
 const RESERVE: u64 = 10 << 30;
@@ -105,6 +107,14 @@ impl Store {
         }
         self.lacks(&Inventory::take(&self.directory)?, needed)?;
         Ok(())
+    }
+
+    /// Why no file whatever gets into the store, if that is so.
+    pub fn shortage(&self) -> Option<Shortage> {
+        match self.check_room(SMALLEST) {
+            Err(Error::NoRoom { shortage, .. }) => Some(shortage),
+            _ => None,
+        }
     }
 
     /// Makes room for the file that `claim` is for, and takes it: from then on the others
