@@ -120,7 +120,7 @@ impl Directory {
     /// Makes what every cache directory has. It may have been deleted since it was
     /// opened.
     pub fn prepare(&self) -> io::Result<()> {
-        let tag = self.root.join("CACHEDIR.TAG");
+        let tag = self.tag();
         match tag.exists() {
             true => Ok(()),
             false => self.write(&tag, &[TAG]),
@@ -129,6 +129,11 @@ impl Directory {
 
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// What every cache directory has, from its first moment on.
+    pub fn tag(&self) -> PathBuf {
+        self.root.join("CACHEDIR.TAG")
     }
 
     pub fn plans(&self) -> PathBuf {

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use super::cache_options::CacheOptions;
-use super::{Failure, conversions, say};
+use super::{Failure, Printable, conversions, say};
 use crate::cache::{self, Comparison, Evicted, Item, Name, Store};
 use crate::view::View;
 
@@ -86,6 +86,7 @@ pub fn run(command: &Command) -> Result<(), Failure> {
 fn status(common: &Common) -> Result<(), Failure> {
     let store = common.cache.store(None)?;
     let usage = store.occupancy()?;
+    let shortage = store.shortage().map(|shortage| shortage.to_string());
     let root = store.directory().root();
     if common.json {
         let status = json!({
@@ -94,6 +95,7 @@ fn status(common: &Common) -> Result<(), Failure> {
             "bytes": usage.bytes,
             "limit_bytes": usage.limit,
             "free_bytes": usage.free,
+            "shortage": shortage,
         });
         println!("{status:#}");
     } else {
@@ -102,6 +104,9 @@ fn status(common: &Common) -> Result<(), Failure> {
         println!("size       {}", BinaryBytes(usage.bytes));
         println!("limit      {}", BinaryBytes(usage.limit));
         println!("free       {}", BinaryBytes(usage.free));
+        if let Some(shortage) = shortage {
+            println!("full       {}", Printable(shortage));
+        }
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ pub struct CacheOptions {
     /// The cache directory [default: $XDG_CACHE_HOME/stfs or ~/.cache/stfs]
     #[arg(long, value_name = "PATH")]
     pub cache_dir: Option<PathBuf>,
-    /// How much converted files may take there, such as 20G [default: what leaves a tenth of the file system free]
+    /// How much converted files may take there, such as 20G [default: what leaves 5 % of the file system free, or 10 GiB where that is less]
     #[arg(long, value_name = "SIZE", value_parser = options::cache_size)]
     pub cache_size: Option<Limit>,
 }
@@ -36,11 +36,17 @@ impl CacheOptions {
     }
 
     /// The store of converted files in the cache directory, which is made if need
-    /// be. `path` comes before the default.
+    /// be, without what processes that were killed left in it. `path` comes before the
+    /// default.
     pub fn store(&self, path: Option<&Path>) -> Result<Store, Failure> {
         let path = self.cache_dir.as_deref().or(path).map(Path::to_path_buf);
         let path = path.or_else(Directory::default_path).ok_or(Error::NoHome)?;
         let directory = Directory::open(&path).map_err(|error| Error::Unfit(path, error))?;
-        Ok(Store::new(directory, self.limit()))
+        let store = Store::new(directory, self.limit());
+        // A cache that is not writable can still be looked at.
+        if let Err(error) = store.collect() {
+            log::debug!("{error}");
+        }
+        Ok(store)
     }
 }

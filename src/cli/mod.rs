@@ -7,6 +7,7 @@ mod cat;
 mod conversions;
 mod convert;
 mod diff;
+mod interruption;
 mod ls;
 mod mount;
 mod progress;
@@ -74,6 +75,8 @@ enum Failure {
     Failed(Box<dyn Error + Send + Sync>),
     /// It was done, and what was compared is not the same: that was said. Exit status 1.
     Different,
+    /// A signal of this number ended it. Exit status 128 more than that, as shells have it.
+    Interrupted(u8),
     /// It could not be done, where 1 says something else. Exit status 2.
     Trouble(Box<dyn Error + Send + Sync>),
 }
@@ -166,6 +169,7 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(Failure::Different) => ExitCode::FAILURE,
+        Err(Failure::Interrupted(signal)) => ExitCode::from(signal.saturating_add(128)),
         Err(Failure::Trouble(error)) => {
             say(error);
             ExitCode::from(2)

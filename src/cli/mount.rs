@@ -83,10 +83,9 @@ pub fn run(arguments: Arguments, log_level: LevelFilter) -> Result<(), Failure> 
     if prepared.cleared_dead_mount() {
         say("a mount whose process was gone has been cleared away");
     }
-    if foreground {
-        prepared.run_in_foreground()?;
-    } else {
-        prepared.run_in_background()?;
+    match foreground {
+        true => prepared.run_in_foreground(|problem| say(problem))?,
+        false => prepared.run_in_background(|problem| say(problem))?,
     }
     Ok(())
 }
@@ -101,6 +100,7 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
             links: Links::Anywhere,
             weights: arguments.root,
             cache: None,
+            no_cache: None,
             cache_limit: arguments.cache.limit(),
             promote: arguments.promote,
         },

@@ -6,7 +6,7 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use super::Failure;
+use super::{Failure, Printable};
 use crate::mount::stfs_mounts;
 
 /// Show what the mounts do: open files, bytes served, the cache
@@ -139,6 +139,9 @@ fn print(report: &Value) {
             text(&report["cache_dir"]),
         ),
         None => println!("  cache       none"),
+    }
+    if let Some(problem) = report["cache_problem"].as_str() {
+        println!("  cache       {}", Printable(problem));
     }
     for file in report["open"].as_array().into_iter().flatten() {
         println!(

@@ -10,9 +10,11 @@ use indicatif::ProgressBar;
 
 use super::cache_options::CacheOptions;
 use super::conversions::{self, Conversion};
+use super::interruption::Interruption;
 use super::progress::progress_bar;
 use super::{Failure, say};
-use crate::cache::{Promotion, Store};
+use crate::cache::{self, Promotion, Store};
+use crate::view;
 
 /// Convert checkpoints ahead of time and keep them whole in the cache
 ///
@@ -39,15 +41,30 @@ pub struct Arguments {
 /// Longer than a file can be new, on another machine too.
 const PATIENCE: Duration = Duration::from_secs(40);
 
+/// Why a checkpoint was not converted.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "is being written, or was changed in the future by the clock of this machine. Try again later"
-)]
-struct Unsettled;
+enum Error {
+    #[error(
+        "is being written, or was changed in the future by the clock of this machine. Try again \
+         later"
+    )]
+    Unsettled,
+    #[error(transparent)]
+    View(#[from] view::Error),
+    #[error(transparent)]
+    Cache(#[from] cache::Error),
+}
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0} of {1} could not be converted")]
 struct Incomplete(usize, usize);
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0} of the converted files did not stay: others needed their room. They do not fit into \
+     the cache together; `stfs cache status` says how much it may take, --cache-size changes that"
+)]
+struct Displaced(usize);
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut work: Vec<(Store, Vec<Conversion>)> = Vec::new();
@@ -56,53 +73,108 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         let store = arguments.cache.store(found.cache_dir.as_deref())?;
         work.push((store, found.conversions));
     }
+    let interruption = Interruption::watch()?;
     let all = || work.iter().flat_map(|(_, conversions)| conversions);
     let (count, total) = (all().count(), all().map(|conversion| conversion.size).sum());
     let bar = progress_bar(total, !arguments.quiet);
     let (mut failed, mut before) = (0, 0);
+    let mut made = Vec::new();
     for (store, conversions) in &work {
-        for conversion in conversions {
-            bar.set_message(conversion.source().display().to_string());
-            match promote(store, conversion, |done| bar.set_position(before + done)) {
-                Ok(promotion) => tell(arguments.quiet, &bar, conversion, promotion),
-                Err(error) => {
+        let mut room = has_room(store, conversions);
+        for (number, conversion) in conversions.iter().enumerate() {
+            let promoted = match room || is_there(store, conversion) {
+                true => {
+                    bar.set_message(conversion.source().display().to_string());
+                    let done = |done| bar.set_position(before + done);
+                    let promoted = promote(store, conversion, &interruption, done);
+                    interruption.check()?;
+                    Some(promoted)
+                }
+                // That there is no room has been said.
+                false => None,
+            };
+            match promoted {
+                Some(Ok(promotion)) => {
+                    tell(arguments.quiet, &bar, conversion, promotion);
+                    made.push((store, conversion));
+                }
+                Some(Err(error)) => {
                     failed += 1;
                     bar.suspend(|| say(format!("{}: {error}", conversion.source().display())));
+                    if matches!(&error, Error::Cache(error) if error.is_shortage()) {
+                        room = bar.suspend(|| has_room(store, &conversions[number + 1..]));
+                    }
                 }
+                None => failed += 1,
             }
             before += conversion.size;
             bar.set_position(before);
         }
     }
     bar.finish_and_clear();
-    match failed {
-        0 => Ok(()),
-        _ => Err(Incomplete(failed, count).into()),
+    let displaced = made.iter().filter(|(store, it)| !is_there(store, it));
+    match (failed, displaced.count()) {
+        (0, 0) => Ok(()),
+        (0, displaced) => Err(Displaced(displaced).into()),
+        (failed, displaced) => {
+            if displaced > 0 {
+                say(Displaced(displaced));
+            }
+            Err(Incomplete(failed, count).into())
+        }
+    }
+}
+
+fn is_there(store: &Store, conversion: &Conversion) -> bool {
+    store.peek(&conversion.name).is_some()
+}
+
+/// Whether some of what is not there yet could get in. Says why not.
+fn has_room(store: &Store, conversions: &[Conversion]) -> bool {
+    let missing = conversions.iter().filter(|it| !is_there(store, it));
+    let Some(smallest) = missing.clone().min_by_key(|it| it.size) else {
+        return true;
+    };
+    match store.check_room(smallest.size) {
+        Err(error) if error.is_shortage() => {
+            let others = match missing.count() - 1 {
+                0 => String::new(),
+                others => format!(". Nor do {others} others, which take as much or more"),
+            };
+            say(format!("{}: {error}{others}", smallest.source().display()));
+            false
+        }
+        // What else there is to say is said of each.
+        _ => true,
     }
 }
 
 fn promote(
     store: &Store,
     conversion: &Conversion,
+    interruption: &Interruption,
     mut done: impl FnMut(u64),
-) -> Result<Promotion, Box<dyn std::error::Error>> {
+) -> Result<Promotion, Error> {
     // What is kept of a file that was written just now could not be told from what
     // is written into it next.
     let since = Instant::now();
     let mut settled;
     let mut conversion = conversion;
-    while !conversion.view.is_settled(&conversion.node) {
+    while !conversion.view.is_settled(&conversion.node) && interruption.check().is_ok() {
         if since.elapsed() > PATIENCE {
-            return Err(Unsettled.into());
+            return Err(Error::Unsettled);
         }
         thread::sleep(Duration::from_millis(100));
-        settled = conversion.again().ok_or(Unsettled)?;
+        settled = conversion.again().ok_or(Error::Unsettled)?;
         conversion = &settled;
     }
     let reader = conversion.view.reader(&conversion.node)?;
     let mut step = |bytes| {
         done(bytes);
-        ControlFlow::Continue(())
+        match interruption.check() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
     };
     Ok(store.promote(&conversion.name, &conversion.provenance, &reader, &mut step)?)
 }

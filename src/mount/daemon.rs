@@ -1,5 +1,6 @@
 //! The process behind a mount: from the checks to the last request.
 
+use std::fmt::Display;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -60,8 +61,9 @@ pub struct Prepared {
     log_file: Option<File>,
 }
 
-/// What the background process sends when the mount answers. Any other bytes are
-/// the reason why it does not.
+/// What the background process sends at last when the mount answers; what comes before it
+/// is a problem that the caller should know of. Without it, the bytes are the reason why
+/// there is no mount.
 const READY: &[u8] = b"\0";
 
 impl Prepared {
@@ -92,23 +94,30 @@ impl Prepared {
         self.place.cleared
     }
 
-    /// Serves the mount until it is unmounted or a signal ends it.
+    /// Serves the mount until it is unmounted or a signal ends it. `tell` gets a problem
+    /// that the caller should know of, unless the log says it there already.
     ///
     /// # Errors
     /// The mount was not made, or its connection to the kernel failed.
-    pub fn run_in_foreground(mut self) -> Result<(), Error> {
+    pub fn run_in_foreground(mut self, tell: impl FnOnce(&str)) -> Result<(), Error> {
         let log = self.log_file.take().map_or(Log::Stderr, Log::File);
+        let tell = matches!(log, Log::File(_)).then_some(tell);
         logging::start(log, self.config.log_level);
-        self.serve(|| Ok(()))
+        self.serve(|problem| {
+            if let Some((problem, tell)) = problem.zip(tell) {
+                tell(problem);
+            }
+            Ok(())
+        })
     }
 
     /// Leaves the mount to a process in the background and returns once it
-    /// answers.
+    /// answers. `tell` gets a problem that the caller should know of.
     ///
     /// # Errors
     /// The mount was not made, or this process has more than one thread: the
     /// others would be missing in the new process, with whatever they hold.
-    pub fn run_in_background(self) -> Result<(), Error> {
+    pub fn run_in_background(self, tell: impl FnOnce(&str)) -> Result<(), Error> {
         let place = self.place.path.clone();
         let failed = |what| Error::io(&place, what);
         let tasks = fs::read_dir("/proc/self/task").map_err(failed("count threads"))?;
@@ -130,14 +139,17 @@ impl Prepared {
                 let mut said = vec![];
                 let result = reader.read_to_end(&mut said);
                 result.map_err(failed("wait for the mount"))?;
-                match said.as_slice() {
-                    READY => Ok(()),
-                    b"" => Err(failed("mount")(io::Error::other(
+                let text = |said: &[u8]| String::from_utf8_lossy(said).into_owned();
+                match said.strip_suffix(READY) {
+                    Some(b"") => Ok(()),
+                    Some(problem) => {
+                        tell(&text(problem));
+                        Ok(())
+                    }
+                    None if said.is_empty() => Err(failed("mount")(io::Error::other(
                         "the background process ended early; --foreground shows more",
                     ))),
-                    reason => Err(Error::Background(
-                        String::from_utf8_lossy(reason).into_owned(),
-                    )),
+                    None => Err(Error::Background(text(&said))),
                 }
             }
         }
@@ -157,8 +169,11 @@ impl Prepared {
                 "leave the terminal for it",
             ))
             .and_then(|()| {
-                self.serve(|| match parent.take() {
-                    Some(mut writer) => writer.write_all(READY),
+                self.serve(|problem| match parent.take() {
+                    Some(mut writer) => {
+                        let problem = problem.unwrap_or_default().as_bytes();
+                        writer.write_all(&[problem, READY].concat())
+                    }
                     None => Ok(()),
                 })
             });
@@ -175,25 +190,33 @@ impl Prepared {
         });
     }
 
-    /// The cache directory. A mount without one is slower, and that is all.
-    fn cache(&self) -> Option<Directory> {
-        let path = self.config.cache_dir.as_deref()?;
-        let inside = |path: &Path| path.starts_with(&self.place.path);
-        let opened = match inside(path) {
-            true => None,
-            false => Some(Directory::open(path)),
+    /// The cache directory, or why there is none, for people. A mount without one is slower,
+    /// and that is all.
+    fn cache(&self) -> Result<Directory, String> {
+        let Some(path) = self.config.cache_dir.as_deref() else {
+            return Err(
+                "no cache: there is no home directory to keep one in. Name a directory \
+                        with --cache-dir"
+                    .to_string(),
+            );
         };
-        match opened {
-            Some(Ok(directory)) if !inside(directory.root()) => return Some(directory),
-            Some(Err(why)) => warn!("{}: no cache: {why}", path.display()),
-            // This process would wait for itself.
-            _ => warn!("{}: no cache: it lies in the mount", path.display()),
+        let unfit = |why: &dyn Display| Err(format!("{}: no cache: {why}", path.display()));
+        // This process would wait for itself.
+        let inside = |path: &Path| path.starts_with(&self.place.path);
+        let in_the_mount = "it lies in the mount. Name another directory with --cache-dir";
+        if inside(path) {
+            return unfit(&in_the_mount);
         }
-        None
+        match Directory::open(path) {
+            Ok(directory) if inside(directory.root()) => unfit(&in_the_mount),
+            Ok(directory) => Ok(directory),
+            Err(why) => unfit(&why),
+        }
     }
 
-    /// Mounts, calls `ready` once the mount answers, and serves it to its end.
-    fn serve(self, ready: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
+    /// Mounts, calls `ready` once the mount answers, with a problem that the caller should
+    /// know of, and serves the mount to its end.
+    fn serve(self, ready: impl FnOnce(Option<&str>) -> io::Result<()>) -> Result<(), Error> {
         let place = self.place.path.as_path();
         let failed = |what| Error::io(place, what);
         let source_error = |why| Error::Source {
@@ -201,13 +224,19 @@ impl Prepared {
             why,
         };
         raise_descriptor_limit();
+        let cache = self.cache();
         let options = view::Options {
-            cache: self.cache(),
+            no_cache: cache.as_ref().err().cloned(),
+            cache: cache.ok(),
             ..self.config.view.clone()
         };
         let incoming = options.cache.as_ref().map(Directory::incoming);
         let view = View::new(&self.source, options).map_err(source_error)?;
         let view = Arc::new(view);
+        let problem = view.cache_problem();
+        if let Some(problem) = &problem {
+            warn!("{problem}");
+        }
         let attributes = Attributes {
             source: view.location().into_os_string(),
             allow_other: self.config.access != Access::Owner,
@@ -263,7 +292,7 @@ impl Prepared {
                 self.source.display(),
                 place.display()
             );
-            ready()
+            ready(problem.as_deref())
         });
         if let Err(why) = answers {
             mounted.detach();

@@ -121,6 +121,14 @@ impl Context {
         self.promoter()?.figures()
     }
 
+    /// Why nothing that is converted is kept, if that is so; for people.
+    pub fn cache_problem(&self) -> Option<String> {
+        match self.promoter() {
+            Some(promoter) => promoter.shortage(),
+            None => self.options.no_cache.clone(),
+        }
+    }
+
     /// When the view was made.
     pub fn since(&self) -> SystemTime {
         self.since

@@ -227,6 +227,12 @@ impl View {
             .reader(node.form().origin().ok_or(Error::NotFound)?)
     }
 
+    /// Why nothing that is converted is kept, if that is so; for people. It is to be said
+    /// when the view is made: it is not logged for each file.
+    pub fn cache_problem(&self) -> Option<String> {
+        self.0.cache_problem()
+    }
+
     /// Gives up what goes on in the background, so that the process can end.
     pub fn end(&self) {
         if let Some(promoter) = self.0.promoter() {

@@ -28,6 +28,8 @@ pub struct Options {
     pub weights: Option<String>,
     /// Where to keep what is found out, for whoever shows the same files next.
     pub cache: Option<Directory>,
+    /// Why there is none though one was wanted, for people.
+    pub no_cache: Option<String>,
     /// How much of it promoted files may take.
     pub cache_limit: Limit,
     pub promote: Promote,

@@ -3,11 +3,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use log::{debug, info, warn};
+use log::{Level, debug, info, log, warn};
 
 use super::error::Error;
 use super::origin::{Origin, Sources};
@@ -52,6 +52,8 @@ pub(super) struct Promoter {
     started: Instant,
     /// Milliseconds from then to the last read that was answered here.
     last_read: AtomicU64,
+    /// Something did not fit, and nothing has since: that has been said.
+    short: AtomicBool,
     figures: Mutex<Option<(Instant, Stock)>>,
 }
 
@@ -70,7 +72,7 @@ impl Promoter {
         policy: Promote,
         background: Background,
     ) -> Promoter {
-        Promoter {
+        let mut promoter = Promoter {
             store: Arc::new(store),
             sources,
             usage,
@@ -81,8 +83,12 @@ impl Promoter {
             failed: Mutex::default(),
             started: Instant::now(),
             last_read: AtomicU64::new(0),
+            short: AtomicBool::new(false),
             figures: Mutex::default(),
-        }
+        };
+        // Whoever asks for the view is told.
+        *promoter.short.get_mut() = promoter.shortage().is_some();
+        promoter
     }
 
     pub fn policy(&self) -> Promote {
@@ -149,6 +155,7 @@ impl Promoter {
         match self.try_promote(name, origin) {
             Ok(Promotion::Already) => return,
             Ok(promotion) => {
+                self.short.store(false, Ordering::Relaxed);
                 self.usage.promotions.add(1);
                 info!("{source}: promoted");
                 if let Some(warning) = promotion.warning() {
@@ -162,7 +169,19 @@ impl Promoter {
             Err(Failure::Cache(error @ cache::Error::Busy { .. })) => debug!("{source}: {error}"),
             Err(Failure::Cache(error)) => {
                 self.usage.promotions_failed.add(1);
-                warn!("{source}: is converted anew whenever it is read: {error}");
+                let short = error.is_shortage();
+                let level = match short && self.short.swap(true, Ordering::Relaxed) {
+                    true => Level::Debug,
+                    false => Level::Warn,
+                };
+                let others = match short {
+                    true => ". So are others that do not fit, until one does",
+                    false => "",
+                };
+                log!(
+                    level,
+                    "{source}: is converted anew whenever it is read: {error}{others}"
+                );
             }
             Err(Failure::View(error)) => debug!("{source}: not promoted: {error}"),
         }
@@ -220,6 +239,15 @@ impl Promoter {
         };
         *figures = Some((Instant::now(), now));
         Some(now)
+    }
+
+    /// Why no file whatever would be kept, if that is so; for people.
+    pub fn shortage(&self) -> Option<String> {
+        if self.policy == Promote::Never {
+            return None;
+        }
+        let shortage = self.store.shortage()?;
+        Some(format!("nothing that is converted can be kept: {shortage}"))
     }
 
     /// Where the cache is.

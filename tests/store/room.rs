@@ -167,11 +167,11 @@ fn a_file_that_cannot_fit_evicts_nothing() {
     let (folder, store, reader) = three();
     promote(&store, &name(1), &reader).unwrap();
     let (large, _) = model(&folder.path().join("large.pt"), 2, 4 * MIB);
-    let Err(Error::NoRoom { needed, limit }) = promote(&store, &name(2), &large) else {
+    let Err(Error::NoRoom { needed, shortage }) = promote(&store, &name(2), &large) else {
         panic!("there is no room");
     };
     assert_eq!(
-        (needed, limit),
+        (needed, shortage.limit),
         ((4 * MIB + HEADER) as u64, 7 * SIZE as u64 / 2)
     );
     // Nor one that would fit if nothing were open.
@@ -216,13 +216,37 @@ fn usage_says_what_there_is() {
     );
 }
 
+/// The smaller of a twentieth and 10 GiB.
 #[test]
-fn a_tenth_of_the_file_system_stays_free() {
+fn some_of_the_file_system_stays_free() {
     let folder = tempdir().unwrap();
     let directory = Directory::open(&folder.path().join("cache")).unwrap();
     let occupancy = Store::new(directory, Limit::KeepFree).occupancy().unwrap();
     let stats = statvfs(folder.path()).unwrap();
-    let tenth = stats.blocks() * stats.fragment_size() / 10;
-    let wanted = occupancy.free.saturating_sub(tenth);
+    let twentieth = stats.blocks() * stats.fragment_size() / 20;
+    let wanted = occupancy.free.saturating_sub(twentieth.min(10 << 30));
     assert!(occupancy.limit.abs_diff(wanted) < 4096);
+}
+
+#[test]
+fn whether_a_file_could_get_in_is_known_beforehand() {
+    let (_folder, store, reader) = three();
+    let refused = |store: &Store, needed: usize| {
+        let error = store.check_room(needed as u64).unwrap_err();
+        assert!(error.is_shortage(), "{error}");
+        error.to_string()
+    };
+    // What is there would go.
+    for number in 1..=3 {
+        promote(&store, &name(number), &reader).unwrap();
+    }
+    store.check_room(7 * SIZE as u64 / 2).unwrap();
+    refused(&store, 7 * SIZE / 2 + 1);
+    let nothing = limited(store.directory().root(), 0);
+    let text = refused(&nothing, 1);
+    assert!(
+        text.contains("--cache-size") && text.contains(store.directory().root().to_str().unwrap()),
+        "{text}"
+    );
+    assert_eq!(names(&store).len(), 3);
 }

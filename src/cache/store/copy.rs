@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::fcntl::copy_file_range;
 use nix::unistd::{Whence, lseek};
 
 use super::checksums::{Checksums, Mismatches};
@@ -49,7 +49,6 @@ impl<'a> Copy<'a> {
         step: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Mismatches, Error> {
         let size = self.reader.plan().size();
-        self.allocate(size)?;
         let mut at = 0;
         while at < size {
             // Whole chunks of the copy lie in the largest folios there are.
@@ -78,19 +77,10 @@ impl<'a> Copy<'a> {
         self.claim.file()
     }
 
-    /// Finds out early that the disk is full.
-    fn allocate(&self, size: u64) -> Result<(), Error> {
-        match fallocate(self.file(), FallocateFlags::empty(), 0, offset(size)?) {
-            Err(error @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) => Err(self.failed(error)),
-            // Most network file systems cannot do it, and need not.
-            _ => Ok(()),
-        }
-    }
-
     /// Copies bytes that lie in the source, or the first of them. Says how many.
     fn copy(&mut self, from: u64, at: u64, len: u64) -> Result<u64, Error> {
         while self.by_kernel {
-            let (mut input, mut output) = (offset(from)?, offset(at)?);
+            let (mut input, mut output) = (self.offset(from)?, self.offset(at)?);
             let Some(source) = self.reader.source().file() else {
                 break;
             };
@@ -151,7 +141,7 @@ impl<'a> Copy<'a> {
     fn check_holes(&mut self, size: u64) -> Result<(), Error> {
         let mut at = 0;
         while at < size {
-            let hole = match lseek(self.file(), offset(at)?, Whence::SeekHole) {
+            let hole = match lseek(self.file(), self.offset(at)?, Whence::SeekHole) {
                 Ok(hole) => u64::try_from(hole).unwrap_or(size),
                 // The file system does not tell.
                 Err(_) => return Ok(()),
@@ -159,7 +149,7 @@ impl<'a> Copy<'a> {
             if hole >= size {
                 return Ok(());
             }
-            at = match lseek(self.file(), offset(hole)?, Whence::SeekData) {
+            at = match lseek(self.file(), self.offset(hole)?, Whence::SeekData) {
                 Ok(data) => u64::try_from(data).unwrap_or(size).min(size),
                 Err(Errno::ENXIO) => size,
                 Err(error) => return Err(self.failed(error)),
@@ -184,6 +174,11 @@ impl<'a> Copy<'a> {
         }
         self.buffer = buffer;
         Ok(())
+    }
+
+    /// As system calls have it.
+    fn offset(&self, bytes: u64) -> Result<i64, Error> {
+        i64::try_from(bytes).map_err(|_| self.failed(Errno::EFBIG))
     }
 
     fn failed(&self, error: impl Into<io::Error>) -> Error {
@@ -219,13 +214,5 @@ fn saves_a_copy(file: &File) -> bool {
     fstatfs(file).is_ok_and(|fs| {
         let FsType(kind) = fs.filesystem_type();
         sharing.iter().any(|FsType(known)| kind == *known) || OTHERS.contains(&(kind as u32))
-    })
-}
-
-/// As system calls have it.
-fn offset(bytes: u64) -> Result<i64, Error> {
-    i64::try_from(bytes).map_err(|_| Error::NoRoom {
-        needed: bytes,
-        limit: i64::MAX as u64,
     })
 }

@@ -4,6 +4,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use indicatif::BinaryBytes;
+
+use super::shortage::Shortage;
 use crate::source;
 
 #[derive(Debug, thiserror::Error)]
@@ -12,11 +15,8 @@ pub enum Error {
     Io { path: PathBuf, error: io::Error },
     #[error("{path}: {error}. Free some space there, or make the cache smaller with --cache-size")]
     Full { path: PathBuf, error: io::Error },
-    #[error(
-        "{needed} bytes do not fit into the cache: it may take {limit}, and what is in use stays. \
-         Raise --cache-size, or free some space"
-    )]
-    NoRoom { needed: u64, limit: u64 },
+    #[error("{size} do not fit into the cache: {shortage}", size = BinaryBytes(*.needed))]
+    NoRoom { needed: u64, shortage: Shortage },
     #[error("{path}: is being written by another process or thread")]
     Busy { path: PathBuf },
     #[error("the copy was given up")]
@@ -32,6 +32,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it is for want of space, so that the next file is likely to fail too.
+    pub fn is_shortage(&self) -> bool {
+        matches!(self, Error::NoRoom { .. } | Error::Full { .. })
+    }
+
     /// Of something done to `path`, which lies in the cache directory.
     pub(super) fn at(path: &Path, error: impl Into<io::Error>) -> Error {
         let (path, error) = (path.to_path_buf(), error.into());

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirEntry, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -18,7 +19,12 @@ pub struct Inventory {
     pub records: BTreeMap<Name, SystemTime>,
     /// Bytes of the files that are being written, or were.
     pub incoming: BTreeMap<Name, u64>,
+    /// Bytes of those for which no space has been taken from the file system yet.
+    pub unwritten: u64,
 }
+
+/// What [`MetadataExt::blocks`] counts in, whatever the file system.
+const SECTOR: u64 = 512;
 
 impl Inventory {
     pub fn take(directory: &Directory) -> Result<Inventory, Error> {
@@ -27,7 +33,10 @@ impl Inventory {
             let name = text(entry).and_then(|name| Name::from_hex(&name));
             let name = name.filter(|name| directory.incoming_file(name) == entry.path());
             if let Some(name) = name.filter(|_| metadata.is_file()) {
+                let taken = metadata.blocks().saturating_mul(SECTOR);
+                let unwritten = metadata.len().saturating_sub(taken);
                 inventory.incoming.insert(name, metadata.len());
+                inventory.unwritten = inventory.unwritten.saturating_add(unwritten);
             }
         })?;
         for folder in folders(&directory.files())? {

@@ -4,7 +4,8 @@
 //!
 //! * a shared lock on a finished file: it is in use, and stays;
 //! * an exclusive one on a finished file: it is being removed, or just finished;
-//! * an exclusive one on a file in `incoming/`: it is being written.
+//! * an exclusive one on a file in `incoming/`: it is being written;
+//! * an exclusive one on `CACHEDIR.TAG`: room is being made.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -43,12 +44,43 @@ pub fn share(file: &File) -> io::Result<bool> {
     }
 }
 
+/// How often a turn is asked for, and how long apart: longer than the largest file takes to
+/// be removed.
+const TURNS: usize = 1000;
+const TURN: Duration = Duration::from_millis(10);
+
+/// Takes the lock of whoever makes room. None when that cannot be had, on file systems without
+/// locks or while a process that holds it has been stopped: then more may be taken than
+/// there is to take, until room is made the next time.
+pub fn take_turn(path: &Path) -> Option<File> {
+    let file = options(true).open(path).ok()?;
+    for _ in 0..TURNS {
+        match exclude(&file) {
+            Ok(true) => return Some(file),
+            Ok(false) => std::thread::sleep(TURN),
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
 fn exclude(file: &File) -> io::Result<bool> {
     match file.try_lock() {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// The same, though others may look for a moment whether it was left behind.
+fn exclude_at_last(file: &File) -> io::Result<bool> {
+    for moment in PATIENCE {
+        if exclude(file)? {
+            return Ok(true);
+        }
+        std::thread::sleep(moment);
+    }
+    exclude(file)
 }
 
 fn options(write: bool) -> OpenOptions {
@@ -130,7 +162,7 @@ impl Claim {
     pub fn take(path: &Path) -> io::Result<Option<Claim>> {
         for _ in 0..ATTEMPTS {
             let file = options(true).create(true).truncate(false).open(path)?;
-            if !exclude(&file)? {
+            if !exclude_at_last(&file)? {
                 return Ok(None);
             }
             // It was finished or removed between the two calls.

@@ -67,7 +67,7 @@ impl Store {
         if self.peek(name).is_some() {
             return Ok(Promotion::Already);
         }
-        self.make_room(reader.plan().size())?;
+        self.take_room(&claim, reader.plan().size())?;
         let mismatches = Copy::new(reader, &claim).run(step)?;
         self.finish(&claim, name, provenance)?;
         Ok(Promotion::Made(mismatches))

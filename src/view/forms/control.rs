@@ -104,6 +104,7 @@ fn status(context: &Context) -> String {
         status.insert("source".into(), source.into());
         status.insert("root".into(), context.options().weights.clone().into());
         status.insert("cache_dir".into(), json!(directory));
+        status.insert("cache_problem".into(), context.cache_problem().into());
         let promote = promoter.map(|promoter| format!("{:?}", promoter.policy()).to_lowercase());
         status.insert("promote".into(), json!(promote));
         status.insert("pid".into(), std::process::id().into());
