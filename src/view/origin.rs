@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::attr::Attr;
 use super::error::{Error, Result, gone};
 use super::key::Id;
-use crate::cache::{Catalog, Identity, Name, PlanKey, Provenance, Subject};
+use crate::cache::{Catalog, Identity, Name, PlanKey, Provenance, Store, Subject};
 use crate::convert::{Plan, Reader};
 use crate::source::{Found, Tree};
 
@@ -68,10 +68,13 @@ impl Origin {
 pub(super) struct Sources {
     pub tree: Arc<dyn Tree>,
     pub catalog: Catalog,
+    /// None without a cache directory.
+    pub store: Option<Arc<Store>>,
 }
 
 impl Sources {
-    /// Reads the file behind `origin` as its converted form.
+    /// Reads the file behind `origin` as its converted form, for whoever reads it once
+    /// from its first byte to its last.
     ///
     /// # Errors
     /// [`Error::Stale`] when it is another file now.
@@ -85,6 +88,16 @@ impl Sources {
             // It changed without its stamps moving.
             false => Err(Error::Stale),
         }
+    }
+
+    /// As [`Sources::reader`], for whoever reads it as he likes: what has to be decoded
+    /// is kept in the cache directory meanwhile.
+    pub fn ranges(&self, origin: &Origin) -> Result<Reader> {
+        let reader = self.reader(origin)?;
+        Ok(match &self.store {
+            Some(store) => reader.with_scratch(Box::new(store.scratch())),
+            None => reader,
+        })
     }
 
     /// The plan that derived nodes are made with, made again if it was forgotten.

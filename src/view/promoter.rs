@@ -57,14 +57,14 @@ pub(super) struct Promoter {
 
 impl Promoter {
     pub fn new(
-        store: Store,
+        store: Arc<Store>,
         sources: Arc<Sources>,
         usage: Arc<Usage>,
         policy: Promote,
         background: Background,
     ) -> Promoter {
         Promoter {
-            store: Arc::new(store),
+            store,
             sources,
             usage,
             policy,

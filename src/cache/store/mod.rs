@@ -14,6 +14,7 @@ mod locks;
 mod promotion;
 mod provenance;
 mod room;
+mod scratch;
 
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
@@ -34,6 +35,7 @@ pub use error::Error;
 pub use promotion::Promotion;
 pub use provenance::{Provenance, Stamp};
 pub use room::{Limit, Occupancy};
+pub use scratch::Scratch;
 
 /// Files whose record need not be read again while their inodes stay as they are.
 const VERIFIED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();

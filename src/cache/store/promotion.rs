@@ -73,7 +73,7 @@ impl Store {
         Ok(Promotion::Made(mismatches))
     }
 
-    fn claim(&self, name: &Name) -> Result<Claim, Error> {
+    pub(super) fn claim(&self, name: &Name) -> Result<Claim, Error> {
         let root = self.directory.root();
         self.directory
             .prepare()
