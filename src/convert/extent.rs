@@ -61,6 +61,11 @@ impl Assembled {
         }
     }
 
+    /// Whether its bytes are picked out of what is decoded, in any order.
+    pub fn gathers_decoded(&self) -> bool {
+        self.decoded().is_none() && self.storage.is_decoded()
+    }
+
     /// Fills `out` with the elements from number `first` on, in row-major order.
     /// `out` is a whole number of elements.
     pub fn read(&self, inputs: Inputs, first: u64, out: &mut [u8]) -> Result<()> {
@@ -105,6 +110,16 @@ impl Stored {
                 });
                 Stored::Tiled(Boxes::new(tiling), tiles.collect())
             }
+        }
+    }
+
+    /// Whether some of its bytes have to be decoded.
+    fn is_decoded(&self) -> bool {
+        match self {
+            Stored::Decoded(_) => true,
+            Stored::Chain(links) => links.iter().any(|(_, link)| link.is_decoded()),
+            Stored::Tiled(_, tiles) => tiles.iter().any(|tile| tile.storage.is_decoded()),
+            Stored::File(_) | Stored::Companion(..) | Stored::Memory(_) => false,
         }
     }
 

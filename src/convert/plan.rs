@@ -224,6 +224,16 @@ impl Plan {
         self.computed > self.size / 2
     }
 
+    /// Whether there are tensors whose bytes are picked out of what is decoded: to read
+    /// one from its first byte to its last, that is needed over and over.
+    pub fn gathers_decoded(&self) -> bool {
+        let gathers = |tensor: &Planned| match &tensor.extent {
+            Extent::Direct(_) => false,
+            Extent::Assembled(assembled) => assembled.gathers_decoded(),
+        };
+        self.tensors.iter().any(gathers)
+    }
+
     pub fn header(&self) -> &[u8] {
         &self.header
     }

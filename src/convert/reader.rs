@@ -66,9 +66,8 @@ impl Reader {
 
     /// Lends it room for what it decodes, which goes when nobody reads by the same plan
     /// any more. Without it only the last few megabytes need not be decoded again.
-    pub fn with_scratch(self, scratch: Box<dyn Scratch>) -> Reader {
+    pub fn lend(&self, scratch: Box<dyn Scratch>) {
         self.decoding.lend(scratch);
-        self
     }
 
     pub fn plan(&self) -> &Plan {

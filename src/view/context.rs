@@ -46,7 +46,7 @@ impl Context {
         let cache = cache.map(|directory| (directory, background.clone()));
         let catalog = Catalog::new(options.weights.clone(), cache);
         let store = options.cache.clone();
-        let store = store.map(|directory| Arc::new(Store::new(directory, options.cache_limit)));
+        let store = store.map(|directory| Store::new(directory, options.cache_limit));
         let sources = Arc::new(Sources {
             tree,
             catalog,

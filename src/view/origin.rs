@@ -69,7 +69,7 @@ pub(super) struct Sources {
     pub tree: Arc<dyn Tree>,
     pub catalog: Catalog,
     /// None without a cache directory.
-    pub store: Option<Arc<Store>>,
+    pub store: Option<Store>,
 }
 
 impl Sources {
@@ -94,10 +94,10 @@ impl Sources {
     /// is kept in the cache directory meanwhile.
     pub fn ranges(&self, origin: &Origin) -> Result<Reader> {
         let reader = self.reader(origin)?;
-        Ok(match &self.store {
-            Some(store) => reader.with_scratch(Box::new(store.scratch())),
-            None => reader,
-        })
+        if let Some(store) = &self.store {
+            reader.lend(Box::new(store.scratch()));
+        }
+        Ok(reader)
     }
 
     /// The plan that derived nodes are made with, made again if it was forgotten.

@@ -39,7 +39,7 @@ const RETRY: Duration = Duration::from_secs(300);
 const FIGURES: Duration = Duration::from_secs(5);
 
 pub(super) struct Promoter {
-    store: Arc<Store>,
+    store: Store,
     sources: Arc<Sources>,
     usage: Arc<Usage>,
     policy: Promote,
@@ -57,7 +57,7 @@ pub(super) struct Promoter {
 
 impl Promoter {
     pub fn new(
-        store: Arc<Store>,
+        store: Store,
         sources: Arc<Sources>,
         usage: Arc<Usage>,
         policy: Promote,

@@ -97,6 +97,12 @@ impl Model {
         Reader::new(Files::new(source, Vec::new()), self.plan.clone())
     }
 
+    fn lent(&self, room: &Arc<Room>) -> Reader {
+        let reader = self.reader();
+        reader.lend(room.lend());
+        reader
+    }
+
     /// Bytes of the file that `work` reads.
     fn cost(&self, work: impl FnOnce()) -> u64 {
         let (_, before) = self.tree.reads();
@@ -175,10 +181,10 @@ fn any_range_is_that_of_the_whole() {
     for codec in CODECS {
         let model = Model::of(codec, &content);
         for room in [None, Some(2 * MIB), Some(usize::MAX)] {
-            let reader = match room {
-                Some(limit) => model.reader().with_scratch(Room::new(limit).lend()),
-                None => model.reader(),
-            };
+            let reader = model.reader();
+            if let Some(limit) = room {
+                reader.lend(Room::new(limit).lend());
+            }
             for (offset, len) in ranges(1, content.len()).take(40) {
                 let wanted = &content[offset..content.len().min(offset + len)];
                 let found = read(&reader, offset, len).unwrap();
@@ -231,7 +237,7 @@ fn what_has_room_is_decoded_once_for_all_readers() {
     let content = content(6 * MIB + 7);
     let model = Model::of(Codec::Deflate, &content);
     let room = Room::new(usize::MAX);
-    let first = model.reader().with_scratch(room.lend());
+    let first = model.lent(&room);
     let cost = model.cost(|| {
         thread::scope(|scope| {
             for number in 0..8 {
@@ -289,7 +295,7 @@ fn what_the_room_loses_is_decoded_again() {
     let content = content(2 * MIB);
     let model = Model::of(Codec::Deflate, &content);
     let room = Room::new(usize::MAX);
-    let reader = model.reader().with_scratch(room.lend());
+    let reader = model.lent(&room);
     read(&reader, 0, content.len()).unwrap();
     *room.lost.lock().unwrap() = true;
     assert!(read(&reader, 0, content.len()).unwrap() == content);
@@ -324,7 +330,7 @@ fn damage_is_an_error_where_it_is_met() {
         ];
         for (model, words) in cases {
             let room = Room::new(usize::MAX);
-            let reader = model.reader().with_scratch(room.lend());
+            let reader = model.lent(&room);
             assert_eq!(read(&reader, 0, 100).unwrap(), content[..100]);
             for _ in 0..2 {
                 invalid(read(&reader, len - 100, 50), words);
@@ -366,7 +372,7 @@ fn bytes_of_a_changed_file_are_never_kept() {
     let content = content(3 * MIB);
     let model = Model::of(Codec::Deflate, &content);
     let room = Room::new(usize::MAX);
-    let reader = model.reader().with_scratch(room.lend());
+    let reader = model.lent(&room);
     assert_eq!(read(&reader, 0, 9).unwrap(), content[..9]);
     let kept = room.used();
     let other: Vec<u8> = content.iter().map(|byte| !byte).collect();

@@ -1,6 +1,7 @@
 //! What readers decode has room in the cache directory while they are open, within its
 //! limit, and leaves nothing there.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,9 @@ use std::sync::Arc;
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use stfs::cache::{Promotion, Store};
-use stfs::checkpoint::{Backing, Checkpoint, Codec, Encoded, Storage};
-use stfs::convert::Reader;
+use stfs::checkpoint::{Backing, Checkpoint, Codec, Encoded, Storage, Tensor};
+use stfs::convert::{Files, Plan, Reader};
+use stfs::source::memory::MemoryTree;
 use tempfile::{TempDir, tempdir};
 
 use super::common::*;
@@ -18,7 +20,7 @@ use super::common::*;
 const LEN: usize = 5 * MIB;
 
 /// A store, and a file all of which is one deflated tensor, with what it becomes.
-fn deflated(store: impl FnOnce(&Path) -> Store) -> (TempDir, Arc<Store>, PathBuf, Vec<u8>) {
+fn deflated(store: impl FnOnce(&Path) -> Store) -> (TempDir, Store, PathBuf, Vec<u8>) {
     let folder = tempdir().unwrap();
     let content = noise(4, LEN);
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
@@ -27,7 +29,7 @@ fn deflated(store: impl FnOnce(&Path) -> Store) -> (TempDir, Arc<Store>, PathBuf
     fs::write(&path, encoder.finish().unwrap()).unwrap();
     let wanted = safetensors(&[("weight", "U8", &[LEN], &content)]);
     let store = store(&folder.path().join("cache"));
-    (folder, Arc::new(store), path, wanted)
+    (folder, store, path, wanted)
 }
 
 fn open(path: &Path) -> Reader {
@@ -48,8 +50,10 @@ fn open(path: &Path) -> Reader {
     reader(path, checkpoint)
 }
 
-fn lent(store: &Arc<Store>, path: &Path) -> Reader {
-    open(path).with_scratch(Box::new(store.scratch()))
+fn lent(store: &Store, path: &Path) -> Reader {
+    let reader = open(path);
+    reader.lend(Box::new(store.scratch()));
+    reader
 }
 
 fn left(store: &Store) -> Vec<PathBuf> {
@@ -129,6 +133,54 @@ fn a_promotion_shares_with_who_reads() {
     promote(&store, &name(1), &reader).unwrap();
     assert!(all(&reader) == wanted);
     drop(reader);
+    holds(&store, &name(1), &wanted);
+}
+
+/// A tensor that lies column by column is gathered from the whole of its storage again
+/// and again.
+#[test]
+fn a_promotion_decodes_nothing_over_and_over() {
+    let folder = tempdir().unwrap();
+    let store = limited(&folder.path().join("cache"), 40 * MIB);
+    let (rows, columns) = (3000, 4000);
+    let content = noise(7, rows * columns);
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::none());
+    encoder.write_all(&content).unwrap();
+    let deflated = encoder.finish().unwrap();
+    let size = deflated.len() as u64;
+    let encoded = Encoded {
+        offset: 0,
+        len: size,
+        codec: Codec::Deflate,
+    };
+    let tensor = Tensor {
+        shape: [columns as u64, rows as u64].into(),
+        strides: [1, columns as u64].into(),
+        ..bytes_tensor("weight", 0, 0)
+    };
+    let checkpoint = Checkpoint {
+        tensors: vec![tensor],
+        storages: vec![Storage {
+            backing: Backing::Decoded(encoded),
+            len: content.len() as u64,
+        }],
+        ..Checkpoint::default()
+    };
+    let tree = MemoryTree::new();
+    tree.write("m.pt", deflated);
+    let source = tree.root().open(OsStr::new("m.pt")).unwrap();
+    let plan = Plan::new(checkpoint, size, None).unwrap();
+    let reader = Reader::new(Files::new(source, Vec::new()), Arc::new(plan));
+    promote(&store, &name(1), &reader).unwrap();
+    let (_, read) = tree.reads();
+    assert!(read <= 2 * size, "{read} of {size}");
+    drop(reader);
+    let place = |column| (0..rows).map(move |row| row * columns + column);
+    let turned: Vec<u8> = (0..columns)
+        .flat_map(place)
+        .map(|place| content[place])
+        .collect();
+    let wanted = safetensors(&[("weight", "U8", &[columns, rows], &turned)]);
     holds(&store, &name(1), &wanted);
 }
 

@@ -68,6 +68,7 @@ impl Store {
             return Ok(Promotion::Already);
         }
         self.make_room(reader.plan().size())?;
+        self.lend(reader);
         let mismatches = Copy::new(reader, &claim).run(step)?;
         self.finish(&claim, name, provenance)?;
         Ok(Promotion::Made(mismatches))

@@ -4,7 +4,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::Store;
 use super::error::Error;
@@ -21,7 +21,7 @@ const MOST: u64 = 64 << 20;
 /// is put down.
 #[derive(Debug)]
 pub struct Scratch {
-    store: Arc<Store>,
+    store: Store,
     claim: OnceLock<Claim>,
     space: Mutex<Space>,
 }
@@ -38,11 +38,19 @@ struct Space {
 
 impl Store {
     /// Room for what a reader decodes, as far as the limit goes.
-    pub fn scratch(self: &Arc<Store>) -> Scratch {
+    pub fn scratch(&self) -> Scratch {
         Scratch {
             store: self.clone(),
             claim: OnceLock::new(),
             space: Mutex::default(),
+        }
+    }
+
+    /// Gives `reader` room if it would decode the same bytes over and over, even when it
+    /// is read once from its first byte to its last.
+    pub fn lend(&self, reader: &convert::Reader) {
+        if reader.plan().gathers_decoded() {
+            reader.lend(Box::new(self.scratch()));
         }
     }
 }
@@ -117,7 +125,7 @@ impl Scratch {
         log::debug!("what is decoded may have to be decoded again: {error}");
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Space> {
+    fn lock(&self) -> MutexGuard<'_, Space> {
         self.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
