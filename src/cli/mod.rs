@@ -9,6 +9,7 @@ mod convert;
 mod diff;
 mod ls;
 mod mount;
+mod open;
 mod progress;
 mod status;
 mod umount;
