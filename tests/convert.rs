@@ -3,6 +3,8 @@
 
 #[path = "convert/compare.rs"]
 mod compare;
+#[path = "convert/decoded.rs"]
+mod decoded;
 #[path = "convert/gather.rs"]
 mod gather;
 #[path = "convert/header.rs"]

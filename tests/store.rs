@@ -14,6 +14,8 @@ mod filesystems;
 mod leftovers;
 #[path = "store/room.rs"]
 mod room;
+#[path = "store/scratch.rs"]
+mod scratch;
 mod support;
 #[path = "store/tampering.rs"]
 mod tampering;

@@ -5,7 +5,7 @@
 //! CACHEDIR.TAG      tells backup programs to leave the directory out
 //! plans/ab/cdef...  what is known of one source file
 //! files/ab/cdef...  one converted file, and beside it its `.record`
-//! incoming/cdef...  one that is being written
+//! incoming/cdef...  one that is being written, or what a reader decodes
 //! mounts/1234...    locked by the mount with this number while it lives
 //! ```
 //!

@@ -21,5 +21,5 @@ pub use catalog::{
 pub use directory::{Alive, Directory, Name};
 pub use store::{
     Cleared, Comparison, Error, Evicted, Item, Limit, Occupancy, Promoted, Promotion, Provenance,
-    Shortage, Stamp, Store,
+    Scratch, Shortage, Stamp, Store,
 };

@@ -58,7 +58,7 @@ pub struct Tile {
 }
 
 /// A stretch of the file that is not the bytes themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Encoded {
     /// Bytes from the start of the file.
     pub offset: u64,
@@ -67,7 +67,7 @@ pub struct Encoded {
     pub codec: Codec,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Codec {
     /// A raw deflate stream, as in zip archives.
     Deflate,

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::open::open;
 use super::{CHUNK, Failure, FileError, write_bytes};
-use crate::convert;
 
 /// Write one tensor's bytes to stdout
 ///
@@ -27,8 +27,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let path = &arguments.file;
-    let reader = convert::open_at(path, arguments.root.as_deref())
-        .map_err(|error| FileError::new(path, error))?;
+    let reader = open(path, arguments.root.as_deref())?;
     let index = reader
         .plan()
         .find(&arguments.tensor)

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tempfile::NamedTempFile;
 
+use super::open::open;
 use super::{CHUNK, Failure, FileError, say, write_bytes};
-use crate::convert::{self, names};
+use crate::convert::names;
 use crate::source::Bytes;
 use crate::view::{Kind, Node, Options, Tensors, View};
 
@@ -58,8 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn file(arguments: &Arguments) -> Result<(), Failure> {
     let source = &arguments.source;
-    let reader = convert::open_at(source, arguments.root.as_deref())
-        .map_err(|error| FileError::new(source, error))?;
+    let reader = open(source, arguments.root.as_deref())?;
     let mut dest = arguments.dest.clone();
     if dest.is_dir() {
         let name = source.file_name().unwrap_or_default().to_string_lossy();

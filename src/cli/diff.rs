@@ -2,17 +2,17 @@
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::open::open;
 use super::progress::progress_bar;
 use super::{Failure, FileError, Printable, finish, shape};
 use crate::convert::compare::{
     Comparison, Difference, Distance, Failed, Pairs, Side, Tally, Type, Unit, What,
 };
-use crate::convert::{self, Reader};
 
 /// Compare the tensors of two files
 ///
@@ -53,10 +53,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// Says what differs, and whether nothing does.
 fn compare(arguments: &Arguments) -> Result<bool, Failure> {
-    let (a, b) = (
-        open(arguments, &arguments.a)?,
-        open(arguments, &arguments.b)?,
-    );
+    let root = arguments.root.as_deref();
+    let (a, b) = (open(&arguments.a, root)?, open(&arguments.b, root)?);
     let failed = |failed: Failed| match failed.side {
         Side::A => FileError::new(&arguments.a, failed.error),
         Side::B => FileError::new(&arguments.b, failed.error),
@@ -74,10 +72,6 @@ fn compare(arguments: &Arguments) -> Result<bool, Failure> {
     };
     finish(written.and_then(|()| out.flush()))?;
     Ok(comparison.is_equal())
-}
-
-fn open(arguments: &Arguments, path: &Path) -> Result<Reader, FileError> {
-    convert::open_at(path, arguments.root.as_deref()).map_err(|error| FileError::new(path, error))
 }
 
 fn paths(arguments: &Arguments) -> String {

@@ -10,6 +10,7 @@ mod diff;
 mod interruption;
 mod ls;
 mod mount;
+mod open;
 mod progress;
 mod status;
 mod umount;

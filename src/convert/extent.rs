@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::boxes::{self, Boxes};
-use super::decoded::Decoded;
+use super::decoded::{Decoded, Decoding};
 use super::files::Files;
 use super::strided::Strided;
 use crate::checkpoint::{Backing, Storage, Tensor};
@@ -32,6 +32,13 @@ impl Extent {
     }
 }
 
+/// What the bytes of storages are read from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    pub files: &'a Files,
+    pub decoding: &'a Decoding,
+}
+
 /// Elements of a storage that are put in a row when they are read.
 #[derive(Clone, Debug)]
 pub struct Assembled {
@@ -45,10 +52,24 @@ impl Assembled {
         self.elements.element()
     }
 
+    /// The storage that its bytes are decoded from, and where they begin in that, if
+    /// nothing else has to be done to them.
+    pub fn decoded(&self) -> Option<(&Decoded, u64)> {
+        match &*self.storage {
+            Stored::Decoded(storage) => Some((storage, self.elements.contiguous()?)),
+            _ => None,
+        }
+    }
+
+    /// Whether its bytes are picked out of what is decoded, in any order.
+    pub fn gathers_decoded(&self) -> bool {
+        self.decoded().is_none() && self.storage.is_decoded()
+    }
+
     /// Fills `out` with the elements from number `first` on, in row-major order.
     /// `out` is a whole number of elements.
-    pub fn read(&self, files: &Files, first: u64, out: &mut [u8]) -> Result<()> {
-        let fetch = |buffer: &mut [u8], offset| self.storage.read_exact_at(files, buffer, offset);
+    pub fn read(&self, inputs: Inputs, first: u64, out: &mut [u8]) -> Result<()> {
+        let fetch = |buffer: &mut [u8], offset| self.storage.read_exact_at(inputs, buffer, offset);
         self.elements.read(&fetch, first, out)
     }
 }
@@ -74,7 +95,10 @@ impl Stored {
             Backing::File(offset) => Stored::File(*offset),
             Backing::Companion { file, offset } => Stored::Companion(*file, *offset),
             Backing::Memory(bytes) => Stored::Memory(bytes.clone()),
-            Backing::Decoded(encoded) => Stored::Decoded(Decoded::new(*encoded, storage.len)),
+            Backing::Decoded(encoded) => Stored::Decoded(Decoded {
+                encoded: *encoded,
+                len: storage.len,
+            }),
             Backing::Chain(links) => {
                 let links = links.iter().map(|link| (link.len, Stored::new(link)));
                 Stored::Chain(links.collect())
@@ -89,6 +113,16 @@ impl Stored {
         }
     }
 
+    /// Whether some of its bytes have to be decoded.
+    fn is_decoded(&self) -> bool {
+        match self {
+            Stored::Decoded(_) => true,
+            Stored::Chain(links) => links.iter().any(|(_, link)| link.is_decoded()),
+            Stored::Tiled(_, tiles) => tiles.iter().any(|tile| tile.storage.is_decoded()),
+            Stored::File(_) | Stored::Companion(..) | Stored::Memory(_) => false,
+        }
+    }
+
     /// Bytes of memory that it takes, about.
     pub fn held(&self) -> usize {
         match self {
@@ -100,12 +134,14 @@ impl Stored {
     }
 
     /// Fills `buffer` with the bytes of the storage from `offset` on.
-    fn read_exact_at(&self, files: &Files, buffer: &mut [u8], offset: u64) -> Result<()> {
+    fn read_exact_at(&self, inputs: Inputs, buffer: &mut [u8], offset: u64) -> Result<()> {
         match self {
-            Stored::File(start) => files
+            Stored::File(start) => inputs
+                .files
                 .main()
                 .read_exact_at(buffer, start.saturating_add(offset)),
-            Stored::Companion(file, start) => files
+            Stored::Companion(file, start) => inputs
+                .files
                 .companion(*file)?
                 .read_exact_at(buffer, start.saturating_add(offset)),
             Stored::Memory(bytes) => {
@@ -115,7 +151,12 @@ impl Stored {
                 buffer.copy_from_slice(span.ok_or_else(|| past_end(offset, bytes.len() as u64))?);
                 Ok(())
             }
-            Stored::Decoded(decoded) => decoded.read_exact_at(files.main(), buffer, offset),
+            Stored::Decoded(storage) => {
+                let source = inputs.files.main();
+                inputs
+                    .decoding
+                    .read_exact_at(source, storage, buffer, offset)
+            }
             Stored::Chain(links) => {
                 let mut buffer = buffer;
                 let mut skip = offset;
@@ -126,7 +167,7 @@ impl Stored {
                     }
                     let here = (len - skip).min(buffer.len() as u64) as usize;
                     let (head, rest) = buffer.split_at_mut(here);
-                    link.read_exact_at(files, head, skip)?;
+                    link.read_exact_at(inputs, head, skip)?;
                     (buffer, skip) = (rest, 0);
                 }
                 match buffer.is_empty() {
@@ -136,7 +177,7 @@ impl Stored {
             }
             Stored::Tiled(boxes, tiles) => boxes.read(buffer, offset, |tile, first, out| {
                 let tile = tiles.get(tile).ok_or_else(|| past_end(offset, offset))?;
-                tile.read(files, first, out)
+                tile.read(inputs, first, out)
             }),
         }
     }

@@ -2,6 +2,7 @@
 //! from, what it is called.
 
 mod boxes;
+mod codec;
 pub mod compare;
 mod decoded;
 mod elements;
@@ -12,7 +13,9 @@ mod headers;
 pub mod index;
 pub mod names;
 mod plan;
+mod points;
 mod reader;
+mod scratch;
 mod strided;
 mod tied_weights;
 mod ties;
@@ -27,6 +30,7 @@ pub use extent::Extent;
 pub use files::Files;
 pub use plan::{Plan, Planned};
 pub use reader::{Reader, Segment};
+pub use scratch::Scratch;
 pub use tied_weights::{TiedNames, Ties};
 
 use crate::checkpoint::{

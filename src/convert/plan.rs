@@ -2,10 +2,11 @@
 //! bytes come from. Costs names and numbers, never weights.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use safetensors::Dtype;
 
+use super::decoded::Decoding;
 use super::extent::{Extent, Stored};
 use super::files::Files;
 use super::headers::Headers;
@@ -46,6 +47,8 @@ pub struct Plan {
     size: u64,
     /// Bytes of tensors that do not lie in the source as they are.
     computed: u64,
+    /// What is decoded of the source, while somebody reads it.
+    decoding: Mutex<Weak<Decoding>>,
 }
 
 /// A tensor of the converted file.
@@ -176,6 +179,7 @@ impl Plan {
             companions: checkpoint.companions.into(),
             headers: Headers::new(checkpoint.entries),
             held: storages.iter().map(|storage| storage.held()).sum(),
+            decoding: Mutex::default(),
         })
     }
 
@@ -206,6 +210,7 @@ impl Plan {
             held: 0,
             size: source_size,
             computed: 0,
+            decoding: Mutex::default(),
         }
     }
 
@@ -217,6 +222,16 @@ impl Plan {
     /// Whether most bytes have to be put together or decoded when they are read.
     pub fn is_computed(&self) -> bool {
         self.computed > self.size / 2
+    }
+
+    /// Whether there are tensors whose bytes are picked out of what is decoded: to read
+    /// one from its first byte to its last, that is needed over and over.
+    pub fn gathers_decoded(&self) -> bool {
+        let gathers = |tensor: &Planned| match &tensor.extent {
+            Extent::Direct(_) => false,
+            Extent::Assembled(assembled) => assembled.gathers_decoded(),
+        };
+        self.tensors.iter().any(gathers)
     }
 
     pub fn header(&self) -> &[u8] {
@@ -325,6 +340,18 @@ impl Plan {
         self.dropped
             .iter()
             .map(|(name, kept)| (&**name, &*self.tensors[*kept as usize].name))
+    }
+
+    /// What all who read by the plan at the same time decode, which goes with the last
+    /// of them.
+    pub(super) fn decoding(&self) -> Arc<Decoding> {
+        let mut shared = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(decoding) = shared.upgrade() {
+            return decoding;
+        }
+        let decoding = Arc::default();
+        *shared = Arc::downgrade(&decoding);
+        decoding
     }
 
     /// Bytes of memory that the plan takes, about.

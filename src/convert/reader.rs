@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 
-use super::extent::{Assembled, Extent};
+use super::decoded::Decoding;
+use super::extent::{Assembled, Extent, Inputs};
 use super::files::Files;
 use super::plan::{Plan, Planned};
+use super::scratch::Scratch;
 use crate::source::{Bytes, Result, Rights, Source};
 
 /// Assembled tensors are put together in blocks of about this many bytes, so that
@@ -21,6 +23,7 @@ const BLOCKS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 pub struct Reader {
     files: Files,
     plan: Arc<Plan>,
+    decoding: Arc<Decoding>,
     blocks: Mutex<LruCache<BlockKey, Block>>,
 }
 
@@ -55,9 +58,16 @@ impl Reader {
     pub fn new(files: Files, plan: Arc<Plan>) -> Reader {
         Reader {
             files,
+            decoding: plan.decoding(),
             plan,
             blocks: Mutex::new(LruCache::new(BLOCKS)),
         }
+    }
+
+    /// Lends it room for what it decodes, which goes when nobody reads by the same plan
+    /// any more. Without it only the last few megabytes need not be decoded again.
+    pub fn lend(&self, scratch: Box<dyn Scratch>) {
+        self.decoding.lend(scratch);
     }
 
     pub fn plan(&self) -> &Plan {
@@ -250,6 +260,13 @@ impl Reader {
                 self.source().read_exact_at(&mut out[filled..], *from)?;
             }
             Piece::Assembled(tensor, assembled, skip, len) => {
+                if let Some((storage, start)) = assembled.decoded() {
+                    let filled = out.len();
+                    out.resize(filled + *len as usize, 0);
+                    let (from, out) = (start.saturating_add(*skip), &mut out[filled..]);
+                    let source = self.source();
+                    return self.decoding.read_exact_at(source, storage, out, from);
+                }
                 let block_len = BLOCK - BLOCK % assembled.element();
                 let number = skip / block_len;
                 let block = self.block(*tensor, assembled, number, block_len)?;
@@ -277,7 +294,11 @@ impl Reader {
         let start = number * block_len;
         let len = self.plan.tensors()[tensor].len - start;
         let mut block = vec![0; len.min(block_len) as usize];
-        assembled.read(&self.files, start / assembled.element(), &mut block)?;
+        let inputs = Inputs {
+            files: &self.files,
+            decoding: &self.decoding,
+        };
+        assembled.read(inputs, start / assembled.element(), &mut block)?;
         let block = Arc::new(block);
         blocks().put(key, block.clone());
         Ok(block)

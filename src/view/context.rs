@@ -44,16 +44,22 @@ impl Context {
         let background = Background::start();
         let cache = options.cache.clone();
         let cache = cache.map(|directory| (directory, background.clone()));
-        let catalog = Catalog::new(options.weights.clone(), cache.clone());
-        let sources = Arc::new(Sources { tree, catalog });
+        let catalog = Catalog::new(options.weights.clone(), cache);
+        let store = options.cache.clone();
+        let store = store.map(|directory| Store::new(directory, options.cache_limit));
+        let sources = Arc::new(Sources {
+            tree,
+            catalog,
+            store: store.clone(),
+        });
         let usage = Arc::new(Usage::default());
         let alive = options.cache.as_ref().and_then(|directory| {
             // Without it, what is promoted for this mount alone may be evicted early.
             directory.announce(sources.catalog.mount()).ok()
         });
-        let promoter = cache.map(|(directory, background)| {
-            let store = Store::new(directory, options.cache_limit);
+        let promoter = store.map(|store| {
             let (sources, usage) = (sources.clone(), usage.clone());
+            let background = background.clone();
             let promoter = Promoter::new(store, sources, usage, options.promote, background);
             promoter.tidy();
             Arc::new(promoter)

@@ -8,7 +8,7 @@ use super::attr::Attr;
 use super::error::{Error, Result, gone};
 use super::key::Id;
 use super::node::Home;
-use crate::cache::{Catalog, Identity, Name, PlanKey, Provenance, Subject};
+use crate::cache::{Catalog, Identity, Name, PlanKey, Provenance, Store, Subject};
 use crate::convert::{Plan, Reader};
 use crate::source::{Found, Tree};
 
@@ -76,10 +76,13 @@ impl Origin {
 pub(super) struct Sources {
     pub tree: Arc<dyn Tree>,
     pub catalog: Catalog,
+    /// None without a cache directory.
+    pub store: Option<Store>,
 }
 
 impl Sources {
-    /// Reads the file behind `origin` as its converted form.
+    /// Reads the file behind `origin` as its converted form, for whoever reads it once
+    /// from its first byte to its last.
     ///
     /// # Errors
     /// [`Error::Stale`] when it is another file now.
@@ -93,6 +96,16 @@ impl Sources {
             // It changed without its stamps moving.
             false => Err(Error::Stale),
         }
+    }
+
+    /// As [`Sources::reader`], for whoever reads it as he likes: what has to be decoded
+    /// is kept in the cache directory meanwhile.
+    pub fn ranges(&self, origin: &Origin) -> Result<Reader> {
+        let reader = self.reader(origin)?;
+        if let Some(store) = &self.store {
+            reader.lend(Box::new(store.scratch()));
+        }
+        Ok(reader)
     }
 
     /// The plan that derived nodes are made with, made again if it was forgotten.

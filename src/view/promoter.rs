@@ -39,7 +39,7 @@ const RETRY: Duration = Duration::from_secs(300);
 const FIGURES: Duration = Duration::from_secs(5);
 
 pub(super) struct Promoter {
-    store: Arc<Store>,
+    store: Store,
     sources: Arc<Sources>,
     usage: Arc<Usage>,
     policy: Promote,
@@ -73,7 +73,7 @@ impl Promoter {
         background: Background,
     ) -> Promoter {
         let mut promoter = Promoter {
-            store: Arc::new(store),
+            store,
             sources,
             usage,
             policy,

@@ -4,7 +4,8 @@
 //!
 //! * a shared lock on a finished file: it is in use, and stays;
 //! * an exclusive one on a finished file: it is being removed, or just finished;
-//! * an exclusive one on a file in `incoming/`: it is being written;
+//! * an exclusive one on a file in `incoming/`: it is being written, or somebody who
+//!   reads has put down there what he decoded;
 //! * an exclusive one on `CACHEDIR.TAG`: room is being made.
 
 use std::fs::{self, File, OpenOptions, TryLockError};

@@ -14,12 +14,13 @@ mod locks;
 mod promotion;
 mod provenance;
 mod room;
+mod scratch;
 mod shortage;
 
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
@@ -35,6 +36,7 @@ pub use error::Error;
 pub use promotion::Promotion;
 pub use provenance::{Provenance, Stamp};
 pub use room::{Limit, Occupancy};
+pub use scratch::Scratch;
 pub use shortage::Shortage;
 
 /// Files whose record need not be read again while their inodes stay as they are.
@@ -44,14 +46,15 @@ const USE: Duration = Duration::from_secs(60);
 /// Bytes compared at a time.
 const COMPARED: usize = 256 << 10;
 
-#[derive(Debug)]
+/// The converted files in a directory. A clone is the same store.
+#[derive(Clone, Debug)]
 pub struct Store {
     pub(super) directory: Directory,
     pub(super) limit: Limit,
     /// Files and their records as they were when they fitted together.
-    verified: Mutex<LruCache<Name, [Stamp; 2]>>,
+    verified: Arc<Mutex<LruCache<Name, [Stamp; 2]>>>,
     /// Files that were complained about.
-    flawed: Mutex<LruCache<Name, ()>>,
+    flawed: Arc<Mutex<LruCache<Name, ()>>>,
 }
 
 /// A promoted file, open. It stays where it is while this lives,
@@ -147,8 +150,8 @@ impl Store {
         Store {
             directory,
             limit,
-            verified: Mutex::new(LruCache::new(VERIFIED)),
-            flawed: Mutex::new(LruCache::new(VERIFIED)),
+            verified: Arc::new(Mutex::new(LruCache::new(VERIFIED))),
+            flawed: Arc::new(Mutex::new(LruCache::new(VERIFIED))),
         }
     }
 
@@ -304,6 +307,7 @@ impl Store {
         let Some(promoted) = self.find(name) else {
             return Ok(Comparison::Missing);
         };
+        self.lend(reader);
         let path = self.directory.file(name);
         let size = reader.plan().size();
         let (mut wanted, mut found) = (Vec::new(), Vec::new());

@@ -67,13 +67,15 @@ impl Store {
         if self.peek(name).is_some() {
             return Ok(Promotion::Already);
         }
-        self.take_room(&claim, reader.plan().size())?;
+        let size = reader.plan().size();
+        self.take_room(&claim, size, size)?;
+        self.lend(reader);
         let mismatches = Copy::new(reader, &claim).run(step)?;
         self.finish(&claim, name, provenance)?;
         Ok(Promotion::Made(mismatches))
     }
 
-    fn claim(&self, name: &Name) -> Result<Claim, Error> {
+    pub(super) fn claim(&self, name: &Name) -> Result<Claim, Error> {
         let root = self.directory.root();
         self.directory
             .prepare()

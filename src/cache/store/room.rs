@@ -117,12 +117,12 @@ impl Store {
         }
     }
 
-    /// Makes room for the file that `claim` is for, and takes it: from then on the others
-    /// see it taken. One process at a time does so.
-    pub(super) fn take_room(&self, claim: &Claim, needed: u64) -> Result<(), Error> {
+    /// Makes room for `more` bytes of the file that `claim` is for, and takes it: from then
+    /// on the others see that it has `size`. One process at a time does so.
+    pub(super) fn take_room(&self, claim: &Claim, more: u64, size: u64) -> Result<(), Error> {
         let _turn = take_turn(&self.directory.tag());
-        self.make_room(needed)?;
-        reserve(claim.file(), needed).map_err(|error| Error::at(claim.path(), error))
+        self.make_room(more)?;
+        reserve(claim.file(), size).map_err(|error| Error::at(claim.path(), error))
     }
 
     fn make_room(&self, needed: u64) -> Result<(), Error> {

@@ -89,7 +89,7 @@ struct Streamed(Arc<Origin>);
 impl Form for Streamed {
     fn open(&self, context: &Context, _: &Attr) -> Result<OpenFile> {
         let Streamed(origin) = self;
-        let reader = Arc::new(context.sources().reader(origin)?);
+        let reader = Arc::new(context.sources().ranges(origin)?);
         let wish = context.wish(origin);
         if wish.policy() == Some(Promote::Always) {
             wish.make();

@@ -334,7 +334,7 @@ impl Form for Tensor {
             }));
         }
         Ok(OpenFile::new(StreamedTensor {
-            reader: context.sources().reader(origin)?,
+            reader: context.sources().ranges(origin)?,
             index: *index,
             in_use: opened(Tier::Stream),
             wish: context.wish(origin),
