@@ -23,7 +23,6 @@ use super::listings::Listings;
 use super::prefault::Prefaulter;
 use super::watch::{LONG, SHORT, Watch, Watcher};
 use super::xattr;
-use crate::source::Bytes;
 use crate::view::{self, Attr, Kind, Listing, Node, OpenFile, View};
 
 /// Nodes never share a number over time: the key decides it.
@@ -193,10 +192,12 @@ impl Adapter {
             return reply.error(Errno::EBADF);
         };
         match file.read(offset, size as usize) {
-            Ok(Bytes::Mapped(bytes)) => {
+            Ok(bytes) => {
                 let len = bytes.len() as u64;
                 // SAFETY: the reply writes them to the device, and does nothing else.
                 reply.data(unsafe { bytes.for_kernel() });
+                // Whoever wants to write to the source waits for this.
+                drop(bytes);
                 // Direct reads leave nothing in the page cache of the mount.
                 if flags.0 & libc::O_DIRECT == 0
                     && let Some((pages, bytes)) = file.source_extent(offset, len)
@@ -204,7 +205,6 @@ impl Adapter {
                     self.drop_behind.note(pages, bytes);
                 }
             }
-            Ok(Bytes::Owned(bytes)) => reply.data(&bytes),
             Err(error) => reply.error(failed("read", inode, &error)),
         }
     }
