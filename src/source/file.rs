@@ -56,9 +56,9 @@ pub trait Ranges: Debug + Send + Sync {
     }
 }
 
-/// Bytes in a mapping of a source, which stay what they are until these are dropped. Yet
-/// no lender can hold up everything, and where the file shrinks a read is SIGBUS where a
-/// system call is EFAULT: they are for the kernel alone.
+/// Bytes in a mapping of a source, which stay what they are until this is dropped. Yet no
+/// lender can hold a writer up for ever, and where the file shrinks a read is SIGBUS where
+/// a system call is EFAULT: they are for the kernel alone, and not to be kept.
 pub struct Mapped<'a> {
     bytes: &'a [u8],
     lender: &'a dyn Lender,

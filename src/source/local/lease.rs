@@ -19,7 +19,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::gettid;
 
-use crate::source::file::{Lender, Mapped};
+use crate::source::{Lender, Mapped};
 
 /// Set in [`Lease::state`] when the lease is broken. The rest counts what is lent.
 const BROKEN: usize = 1 << (usize::BITS - 1);
