@@ -29,6 +29,13 @@ pub trait Ranges: Debug + Send + Sync {
     /// Fills `buffer` with the bytes from `offset` on.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
 
+    /// The `len` bytes from `offset` on.
+    fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut buffer = vec![0; len];
+        self.read_exact_at(&mut buffer, offset)?;
+        Ok(buffer)
+    }
+
     /// Which version the open file has now, its names included.
     fn version(&self) -> io::Result<Version>;
 
@@ -219,9 +226,7 @@ impl Source {
     pub fn read_at(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
         self.require(offset, len)?;
         let len = usize::try_from(len).map_err(io::Error::other)?;
-        let mut buffer = vec![0; len];
-        self.ranges.read_exact_at(&mut buffer, offset)?;
-        Ok(buffer)
+        self.ranges.read_at(offset, len)
     }
 
     /// The bytes of several ranges, in their order. Those that lie close are read

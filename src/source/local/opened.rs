@@ -10,6 +10,8 @@ use std::sync::{Arc, OnceLock};
 use memmap2::{Mmap, MmapOptions, UncheckedAdvice};
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use rustix::buffer::spare_capacity;
+use rustix::io::pread;
 
 use super::inode::Inode;
 use super::lease::Lease;
@@ -94,6 +96,22 @@ impl Ranges for Opened {
                 io::ErrorKind::UnexpectedEof => Error::Changed,
                 _ => Error::Io(error),
             })
+    }
+
+    /// Without clearing what is written over.
+    fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset.saturating_add(bytes.len() as u64);
+            match pread(&*self.file, spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(Error::Changed),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+        }
+        // There may be room for more.
+        bytes.truncate(len);
+        Ok(bytes)
     }
 
     fn version(&self) -> io::Result<Version> {
