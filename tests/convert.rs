@@ -24,11 +24,11 @@ use stfs::checkpoint::{Checkpoint, Lazy, Storage, Tensor};
 use stfs::convert::{Files, Plan, Reader};
 use support::owned;
 
-/// A file with `bytes`, deleted on drop.
-fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+/// A file with `bytes`, which nobody has open, deleted on drop.
+fn file(bytes: &[u8]) -> tempfile::TempPath {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
-    file
+    file.into_temp_path()
 }
 
 fn reader(path: &std::path::Path, checkpoint: Checkpoint) -> Reader {

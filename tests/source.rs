@@ -1,5 +1,7 @@
 //! Trees: one suite, run over every kind, and what a local one does besides.
 
+#[path = "source/leases.rs"]
+mod leases;
 #[path = "source/local.rs"]
 mod local;
 #[path = "support/skip.rs"]

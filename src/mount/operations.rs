@@ -21,7 +21,7 @@ use super::names::Names;
 use super::prefault::{Prefaulter, Turn};
 use super::watch::{LONG, SHORT, Watch, Watcher};
 use super::xattr;
-use crate::source::{Bytes, Space};
+use crate::source::Space;
 use crate::view::{self, Attr, Kind, Listing, Node, OpenFile, View};
 use crate::workers::Lane;
 
@@ -307,12 +307,13 @@ impl Operations {
             Ok(bytes) => bytes,
             Err(error) => return send(Err(failed("read", inode, &error))),
         };
-        let (len, is_mapped) = (bytes.len() as u64, matches!(bytes, Bytes::Mapped(_)));
+        let len = bytes.len() as u64;
         // SAFETY: they are written to the device, and nothing else is done with them.
         send(Ok(unsafe { bytes.for_kernel() }));
+        // Whoever wants to write to the source waits for this.
+        drop(bytes);
         // Direct reads leave nothing in the page cache of the mount.
-        if is_mapped
-            && !span.is_direct
+        if !span.is_direct
             && let Some((pages, bytes)) = file.source_extent(span.offset, len)
         {
             self.drop_behind.note(pages, bytes);

@@ -29,14 +29,26 @@ pub trait Ranges: Debug + Send + Sync {
     /// Fills `buffer` with the bytes from `offset` on.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
 
+    /// The `len` bytes from `offset` on.
+    fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut buffer = vec![0; len];
+        self.read_exact_at(&mut buffer, offset)?;
+        Ok(buffer)
+    }
+
     /// Which version the open file has now, its names included.
     fn version(&self) -> io::Result<Version>;
 
     /// The bytes `[offset, offset + len)` where they are mapped, to be handed to
-    /// the kernel.
+    /// the kernel: those that the file was opened with, and nothing else.
     fn mapped(&self, offset: u64, len: usize) -> Option<Mapped<'_>> {
         let _ = (offset, len);
         None
+    }
+
+    /// Whether somebody has the file open for writing, as far as this machine knows.
+    fn is_written_to(&self) -> bool {
+        false
     }
 
     /// The file, where the kernel has it open.
@@ -51,23 +63,33 @@ pub trait Ranges: Debug + Send + Sync {
     }
 }
 
-/// Bytes in a mapping of a source. The file may shrink at any moment, and then a
-/// read is SIGBUS where a system call is EFAULT: they are for the kernel alone.
-#[derive(Clone, Copy)]
-pub struct Mapped<'a>(&'a [u8]);
+/// Bytes in a mapping of a source, which stay what they are until this is dropped. Yet no
+/// lender can hold a writer up for ever, and where the file shrinks a read is SIGBUS where
+/// a system call is EFAULT: they are for the kernel alone, and not to be kept.
+pub struct Mapped<'a> {
+    bytes: &'a [u8],
+    lender: &'a dyn Lender,
+}
+
+/// What keeps mapped bytes as they are for as long as somebody has them.
+pub trait Lender: Sync {
+    /// Somebody who had some has them no longer.
+    fn returned(&self);
+}
 
 impl<'a> Mapped<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Mapped<'a> {
-        Mapped(bytes)
+    /// `lender` has counted them as lent.
+    pub(super) fn new(bytes: &'a [u8], lender: &'a dyn Lender) -> Mapped<'a> {
+        Mapped { bytes, lender }
     }
 
     /// Bytes.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.bytes.is_empty()
     }
 
     /// The bytes, to be passed to a system call.
@@ -75,8 +97,14 @@ impl<'a> Mapped<'a> {
     /// # Safety
     /// Nothing but the kernel reads them: not a single byte may be looked at, copied
     /// or compared in this process.
-    pub unsafe fn for_kernel(&self) -> &'a [u8] {
-        self.0
+    pub unsafe fn for_kernel(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+impl Drop for Mapped<'_> {
+    fn drop(&mut self) {
+        self.lender.returned();
     }
 }
 
@@ -163,9 +191,15 @@ impl Source {
     }
 
     /// Fails with [`Error::Changed`] when the open file no longer holds the bytes
-    /// it was opened with.
+    /// it was opened with, or may not: a write that is under way has moved the stamps
+    /// already, and those of the file are still so young that they may be of one.
+    ///
+    /// Every write moves them before it touches a byte. So what was read between two
+    /// calls that succeed are the bytes that the file was opened with.
     pub fn check(&self) -> Result<()> {
-        match self.version().same_bytes(&self.ranges.version()?) {
+        let now = self.ranges.version()?;
+        let same = self.version().same_bytes(&now);
+        match same && (now.settled || !self.ranges.is_written_to()) {
             true => Ok(()),
             false => Err(Error::Changed),
         }
@@ -192,9 +226,7 @@ impl Source {
     pub fn read_at(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
         self.require(offset, len)?;
         let len = usize::try_from(len).map_err(io::Error::other)?;
-        let mut buffer = vec![0; len];
-        self.ranges.read_exact_at(&mut buffer, offset)?;
-        Ok(buffer)
+        self.ranges.read_at(offset, len)
     }
 
     /// The bytes of several ranges, in their order. Those that lie close are read
@@ -203,15 +235,17 @@ impl Source {
         super::read_many(ranges, |offset, len| self.read_at(offset, len))
     }
 
-    /// The `len` bytes from `offset` on for a reply to the kernel: those of a
-    /// mapping where there is one, else read. The caller checks the file with
-    /// [`Source::check`] first: a page that was cut in two reads as zeros.
+    /// The `len` bytes from `offset` on for a reply to the kernel, which are those that
+    /// the file was opened with: in a mapping where that is certain for as long as the
+    /// reply takes, else read and checked. The caller has called [`Source::check`].
     pub fn reply(&self, offset: u64, len: usize) -> Result<Bytes<'_>> {
         self.require(offset, len as u64)?;
-        match self.ranges.mapped(offset, len) {
-            Some(mapped) => Ok(Bytes::Mapped(mapped)),
-            None => Ok(Bytes::Owned(self.read_at(offset, len as u64)?)),
+        if let Some(mapped) = self.ranges.mapped(offset, len) {
+            return Ok(Bytes::Mapped(mapped));
         }
+        let bytes = self.read_at(offset, len as u64)?;
+        self.check()?;
+        Ok(Bytes::Owned(bytes))
     }
 
     /// The bytes `[offset, offset + len)` as they are now, cut where the file ends

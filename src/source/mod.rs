@@ -21,7 +21,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use file::{Bytes, Error, Mapped, Ranges, Result, Source, Span};
+pub use file::{Bytes, Error, Lender, Mapped, Ranges, Result, Source, Span};
 pub use local::{Links, LocalTree};
 pub use many::read_many;
 pub use version::{FileId, Metadata, Rights, System, Version};

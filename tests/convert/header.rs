@@ -81,7 +81,7 @@ proptest! {
             data.extend((0..len).map(|at| (at * 31 + salt) as u8));
         }
         let source = file(&data);
-        let reader = reader(source.path(), one_storage(data.len() as u64, ours));
+        let reader = reader(&source, one_storage(data.len() as u64, ours));
         let converted = all(&reader);
 
         let theirs = specs.iter().zip(&spans).map(|((name, (dtype, shape)), span)| {
@@ -106,7 +106,7 @@ proptest! {
         let data = [1, 2, 3, 4, 5, 6, 7, 8];
         let tensors = names.iter().map(|name| contiguous(name, Dtype::F32, &[2], 0)).collect();
         let source = file(&data);
-        let converted = all(&reader(source.path(), one_storage(8, tensors)));
+        let converted = all(&reader(&source, one_storage(8, tensors)));
 
         // convert.py keeps the first name, and records the others unless `format`.
         let kept = names.first().unwrap();
@@ -132,7 +132,7 @@ proptest! {
 #[test]
 fn of_nothing_is_what_convert_py_writes() {
     let source = file(b"");
-    let converted = all(&reader(source.path(), one_storage(0, Vec::new())));
+    let converted = all(&reader(&source, one_storage(0, Vec::new())));
     assert_eq!(
         converted,
         b"\x20\0\0\0\0\0\0\0{\"__metadata__\":{\"format\":\"pt\"}}"
@@ -147,7 +147,7 @@ fn metadata_is_sorted_after_format() {
         .iter()
         .map(|name| contiguous(name, Dtype::F32, &[1], 0))
         .collect();
-    let converted = all(&reader(source.path(), one_storage(4, tensors)));
+    let converted = all(&reader(&source, one_storage(4, tensors)));
     let text = String::from_utf8_lossy(&converted[8..]);
     let expected =
         "{\"__metadata__\":{\"format\":\"pt\",\"b\":\"a\",\"z\":\"a\",\"\u{e9}\":\"a\"},";

@@ -1,4 +1,5 @@
-"""File systems for tests to put sources and caches on: images in loop devices, tmpfs, and sshfs by way of slow_sftp.
+"""File systems for tests to put sources and caches on: images in loop devices, tmpfs, overlays, and sshfs by way of
+slow_sftp.
 
 Each is a context manager that mounts and unmounts, so that a test can mount the same thing twice. What is not
 installed is a visible skip.
@@ -99,6 +100,23 @@ def tmpfs(mount_point, options):
     needs_root()
     mount_point.mkdir(parents=True, exist_ok=True)
     run("mount", "-t", "tmpfs", "-o", options, "stfs-test", mount_point)
+    try:
+        yield mount_point
+    finally:
+        run("umount", "-l", mount_point)
+
+
+@contextlib.contextmanager
+def overlay(layers, mount_point):
+    """Over two directories that are made in `layers`: `lower` and `upper`."""
+    needs_root()
+    for directory in (layers / "lower", layers / "upper", layers / "work", mount_point):
+        directory.mkdir(parents=True, exist_ok=True)
+    options = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
+    command = ["mount", "-t", "overlay", "-o", options, "stfs-test", mount_point]
+    mount = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if mount.returncode != 0:
+        pytest.skip(f"no overlay can be mounted here: {mount.stderr}")
     try:
         yield mount_point
     finally:

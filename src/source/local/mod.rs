@@ -7,12 +7,14 @@
 //! inode    what an inode says, and which file system it belongs to
 //! acl      access control lists
 //! opened   an open file
+//! lease    read leases, which keep an open file as it is
 //! mountinfo  the table of mounts
 //! place    what a file system is mounted from
 //! ```
 
 mod acl;
 mod inode;
+mod lease;
 pub mod mountinfo;
 mod opened;
 mod place;
