@@ -18,6 +18,8 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use tempfile::TempDir;
 
+#[path = "mount/circles.rs"]
+mod circles;
 mod support;
 
 /// Returns from a test, visibly, where it cannot run.

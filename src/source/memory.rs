@@ -342,10 +342,7 @@ impl Tree for Directory {
         let metadata = metadata.ok_or(io::ErrorKind::NotFound)?;
         let bytes = match state.entries.get(&path).map(|entry| &entry.item) {
             Some(Item::File(bytes)) => bytes.clone(),
-            Some(Item::Blocked(obstacle)) => {
-                let what = obstacle.to_string();
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
-            }
+            Some(Item::Blocked(obstacle)) => return Err((*obstacle).into()),
             _ => return Err(io::Error::other("not a regular file")),
         };
         let opened = Opened {

@@ -411,13 +411,14 @@ pub(super) fn strip_suffix<'n>(name: &'n OsStr, suffix: &str) -> Option<&'n OsSt
     (!stem.is_empty()).then(|| OsStr::from_bytes(stem))
 }
 
-/// Why a link is not shown as what it leads to.
+/// Why a link is not shown as what it leads to, or a mount as what is in it.
 fn blocked(obstacle: Obstacle) -> Refusal {
     let cause = match obstacle {
         Obstacle::Nowhere => Cause::NotDownloaded,
         Obstacle::Circle | Obstacle::Upwards => Cause::Circular,
         Obstacle::Forbidden => Cause::Unreadable,
         Obstacle::Outside | Obstacle::Private => Cause::Blocked,
+        Obstacle::Younger => Cause::Younger,
     };
     Refusal::new(cause, obstacle.to_string())
 }
