@@ -62,9 +62,20 @@ pub struct Inode {
 impl Inode {
     /// Of an open file or directory; of a link that is held, the link's.
     pub fn of(file: &impl AsFd) -> Result<Inode, Errno> {
-        let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
+        Inode::statx(file, OsStr::new(""), AtFlags::EMPTY_PATH)
+    }
+
+    /// Of the entry `name` of a directory, as far as its file system tells without being
+    /// asked by the kernel; of a link, its own. It may be of another mount.
+    pub fn glance(directory: &impl AsFd, name: &OsStr) -> Result<Inode, Errno> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+        Inode::statx(directory, name, flags)
+    }
+
+    fn statx(file: &impl AsFd, name: &OsStr, flags: AtFlags) -> Result<Inode, Errno> {
+        let flags = flags | AtFlags::NO_AUTOMOUNT;
         let wanted = StatxFlags::BASIC_STATS | MNT_ID_UNIQUE;
-        let found = rustix::fs::statx(file, OsStr::new(""), flags, wanted);
+        let found = rustix::fs::statx(file, name, flags, wanted);
         let found = found.map_err(|error| Errno::from_raw(error.raw_os_error()))?;
         let time = |time: StatxTimestamp| (time.tv_sec, i64::from(time.tv_nsec));
         Ok(Inode {

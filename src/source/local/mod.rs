@@ -117,16 +117,32 @@ impl LocalTree {
         })
     }
 
+    /// The inode of the entry `name`, and that held, unless it lies beside the directory
+    /// on a disk: there the kernel knows all of it without being let into another mount.
+    /// None: a mount that may not be touched.
+    fn entry(&self, name: &OsStr) -> Result<Option<(Inode, Option<OwnedFd>)>, Errno> {
+        if let System::Lasting { .. } = self.system
+            && self.root.links == Links::Anywhere
+            && let Ok(inode) = Inode::glance(&self.directory, name)
+            && inode.is_beside(&self.inode)
+        {
+            return Ok(Some((inode, None)));
+        }
+        let file = step::entry(&self.root.boundary, &self.directory, name)?;
+        let with_inode = |file| Ok((Inode::of(&file)?, Some(file)));
+        file.map(with_inode).transpose()
+    }
+
     /// What is found under `name`: `file`, which has the inode `inode`.
-    fn found(&self, name: &OsStr, inode: &Inode, file: &OwnedFd) -> io::Result<Found> {
+    fn found(&self, name: &OsStr, inode: &Inode, file: Option<&OwnedFd>) -> io::Result<Found> {
         let make = match inode.kind {
             Kind::File => Found::File,
             Kind::Directory => Found::Directory,
             Kind::Link | Kind::Special => return Ok(Found::Special),
         };
-        let system = match inode.is_beside(&self.inode) {
-            true => self.system,
-            false => inode.system(file)?,
+        let system = match file.filter(|_| !inode.is_beside(&self.inode)) {
+            None => self.system,
+            Some(file) => inode.system(file)?,
         };
         Ok(make(inode.metadata(system, &self.path.join(name))))
     }
@@ -150,7 +166,7 @@ impl LocalTree {
         if inode.kind == Kind::Directory && self.lies_in(&inode)? {
             return blocked(Obstacle::Upwards);
         }
-        self.found(name, &inode, &file)
+        self.found(name, &inode, Some(&file))
     }
 
     /// Whether this directory is the one with the inode `directory` or leads through
@@ -269,8 +285,8 @@ impl Tree for LocalTree {
     }
 
     fn stat(&self, name: &OsStr) -> io::Result<Found> {
-        let file = match step::entry(&self.root.boundary, &self.directory, name) {
-            Ok(Some(file)) => file,
+        let (inode, file) = match self.entry(name) {
+            Ok(Some(entry)) => entry,
             Ok(None) => return Ok(Found::Blocked(self.metadata, Obstacle::Younger)),
             // A derived name may be longer than the file system allows; with a NUL in it,
             // it is the name of nothing.
@@ -279,12 +295,12 @@ impl Tree for LocalTree {
             }
             Err(error) => return Err(error.into()),
         };
-        let inode = Inode::of(&file)?;
-        match inode.kind {
-            Kind::Link => self.behind(name, &inode),
-            _ => {
-                let inode = self.root.shared(inode, || acl::least(&file));
-                self.found(name, &inode, &file)
+        match (inode.kind, &file) {
+            (Kind::Link, _) => self.behind(name, &inode),
+            (_, None) => self.found(name, &inode, None),
+            (_, Some(file)) => {
+                let inode = self.root.shared(inode, || acl::least(file));
+                self.found(name, &inode, Some(file))
             }
         }
     }
@@ -292,7 +308,7 @@ impl Tree for LocalTree {
     fn open(&self, name: &OsStr) -> io::Result<Source> {
         let file = self.open_file(name)?;
         let inode = self.root.inode_of(&file)?;
-        let Found::File(metadata) = self.found(name, &inode, &file)? else {
+        let Found::File(metadata) = self.found(name, &inode, Some(&file))? else {
             return Err(io::Error::other("not a regular file"));
         };
         let opened = Opened::new(file.into(), metadata.version);
@@ -318,13 +334,12 @@ impl Tree for LocalTree {
 
     fn stands_alone(&self) -> bool {
         let alone = |name: &OsString| {
-            let file = step::entry(&self.root.boundary, &self.directory, name);
-            let inode = file.ok().flatten().and_then(|file| Inode::of(&file).ok());
+            let Ok(Some((inode, _))) = self.entry(name) else {
+                return false;
+            };
             // What is mounted over a name has another one where events are told.
-            inode.is_some_and(|inode| {
-                let is_directory = inode.kind == Kind::Directory;
-                inode.stands_alone() && (is_directory || inode.is_beside(&self.inode))
-            })
+            let is_directory = inode.kind == Kind::Directory;
+            inode.stands_alone() && (is_directory || inode.is_beside(&self.inode))
         };
         self.list().is_ok_and(|names| names.iter().all(alone))
     }
