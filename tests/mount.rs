@@ -20,6 +20,8 @@ use tempfile::TempDir;
 
 #[path = "mount/circles.rs"]
 mod circles;
+#[path = "mount/exhausted.rs"]
+mod exhausted;
 mod support;
 
 /// Returns from a test, visibly, where it cannot run.

@@ -222,6 +222,7 @@ impl Adapter {
             .view
             .list(&node)
             .map_err(|error| failed("readdir", inode, &error))?;
+        let watch = watch.filter(|_| !listing.is_passing());
         Ok(Listed { listing, watch })
     }
 
