@@ -19,7 +19,7 @@ pub const MOST_LINKS: usize = 40;
 
 /// What a step or a path leads to, for its inode alone. None: a mount that may not be
 /// touched.
-pub type Held = Result<Option<OwnedFd>, Errno>;
+pub type Reached = Result<Option<OwnedFd>, Errno>;
 
 const HOLD: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 const READ: OFlag = OFlag::O_RDONLY
@@ -37,7 +37,7 @@ pub enum Follow {
 }
 
 /// The entry `name` of a directory; of a link, the link.
-pub fn entry(boundary: &Boundary, directory: &impl AsFd, name: &OsStr) -> Held {
+pub fn entry(boundary: &Boundary, directory: &impl AsFd, name: &OsStr) -> Reached {
     let flags = HOLD | OFlag::O_NOFOLLOW;
     match opened(directory, name, flags, ResolveFlag::empty()) {
         Some(held) => Ok(Some(held?)),
@@ -52,7 +52,7 @@ pub fn reach(
     path: &OsStr,
     flags: OFlag,
     follow: Follow,
-) -> Held {
+) -> Reached {
     let resolve = match follow {
         Follow::Links => ResolveFlag::empty(),
         Follow::Nothing => ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS,
@@ -96,17 +96,17 @@ pub fn reach(
 }
 
 /// The absolute path `path`, over links wherever they lead.
-pub fn reach_absolute(boundary: &Boundary, path: &OsStr, flags: OFlag) -> Held {
+pub fn reach_absolute(boundary: &Boundary, path: &OsStr, flags: OFlag) -> Reached {
     reach(boundary, &AT_FDCWD, path, flags, Follow::Links)
 }
 
-/// The file `name` of a directory, or what it leads to, to read from. None as of [`Held`].
+/// The file `name` of a directory, or what it leads to, to read from. None as of [`Reached`].
 pub fn open_to_read(
     boundary: &Boundary,
     directory: &impl AsFd,
     name: &OsStr,
     follow: Follow,
-) -> Held {
+) -> Reached {
     let flags = match follow {
         Follow::Links => READ,
         Follow::Nothing => READ | OFlag::O_NOFOLLOW,
@@ -153,7 +153,7 @@ fn opened(
 
 /// The entry `name` of a directory, which may be another mount: that is asked for nothing
 /// before it is permitted.
-fn over(boundary: &Boundary, directory: &impl AsFd, name: &OsStr, flags: OFlag) -> Held {
+fn over(boundary: &Boundary, directory: &impl AsFd, name: &OsStr, flags: OFlag) -> Reached {
     let file = openat(directory, name, flags, Mode::empty())?;
     Ok(boundary.permits(&file)?.then_some(file))
 }
