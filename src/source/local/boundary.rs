@@ -27,7 +27,8 @@ pub struct Boundary {
 enum Older {
     /// Those with a unique number up to this one.
     UpTo(u64),
-    /// Those with these numbers, which are used again when one is gone.
+    /// Those with these numbers. They are used again when one is gone: what is mounted in
+    /// the place of an older one then passes for it.
     These(HashSet<u64>),
 }
 

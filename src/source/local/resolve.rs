@@ -123,9 +123,9 @@ pub fn lies_below(boundary: &Boundary, directory: &OwnedFd, above: &Inode) -> io
     Ok(false)
 }
 
-/// What `path` leads to without leaving `root`, which is held as `held`. Links lead through directories alone that everybody may enter, or that whoever asks
-/// has entered on the way here: the names of `path` were looked up one by one, with
-/// his rights.
+/// What `path` leads to without leaving `root`, which is held as `held`. Links lead
+/// through directories alone that everybody may enter, or that whoever asks has entered
+/// on the way here: the names of `path` were looked up one by one, with his rights.
 pub fn inside(root: &Root, held: &Held, path: &Path) -> Result<OwnedFd, Stop> {
     let directory = held.directory.clone();
     let mut walk = Walk {

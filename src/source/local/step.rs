@@ -79,7 +79,7 @@ pub fn reach(
                 rest = joined(readlinkat(&file, c"")?, tail);
                 continue;
             }
-            // No path leads where the kernel jumps from there.
+            // What it says is no path: the kernel jumps, and asks nobody on the way.
             file = match over(boundary, &here, name, HOLD)? {
                 Some(file) => file,
                 None => return Ok(None),
@@ -126,7 +126,7 @@ pub fn reopen(file: &impl AsFd) -> Result<OwnedFd, Errno> {
     open(&name_of(file)[..], READ, Mode::empty())
 }
 
-/// A name for whatever `file` is that leads to nothing else.
+/// A name that leads to what is held as `file`, whatever becomes of its own.
 pub fn name_of(file: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
 }
