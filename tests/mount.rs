@@ -18,6 +18,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use tempfile::TempDir;
 
+#[path = "mount/circles.rs"]
+mod circles;
+#[path = "mount/exhausted.rs"]
+mod exhausted;
 mod support;
 
 /// Returns from a test, visibly, where it cannot run.

@@ -58,6 +58,8 @@ pub enum Cause {
     Blocked,
     /// A link that leads back to itself.
     Circular,
+    /// What leads into the mount itself, or may.
+    Younger,
 }
 
 impl Cause {
@@ -157,6 +159,10 @@ impl Refusal {
                 "Put what it leads to into the mounted directory, or mount it for yourself alone."
             }
             Cause::Circular => "Remove the link, or let it lead to the file that it is meant for.",
+            Cause::Younger => {
+                "If it is another mount, make this one again, after it; if it is this one, nothing needs \
+                 to be done."
+            }
         }
     }
 }

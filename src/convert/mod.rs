@@ -21,6 +21,7 @@ mod tied_weights;
 mod ties;
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -108,10 +109,7 @@ pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
         .into());
     }
     let content = sniff(&source, hint(&name))?;
-    let architecture = match directory.open(CONFIG.as_ref()) {
-        Ok(config) => architecture_in(&config),
-        Err(_) => None,
-    };
+    let architecture = architecture_beside(&directory)?;
     let wanted = root.map_or(Wanted::Rule, Wanted::Exactly);
     let parsed = read(&source, content, &directory, wanted)?;
     let plan = parsed.plan(source.size(), architecture.as_deref())?;
@@ -140,10 +138,38 @@ pub fn hint(name: &OsStr) -> NameHint {
 /// The file beside a checkpoint that says which class of model it belongs to.
 pub const CONFIG: &str = "config.json";
 
+/// The class of model that the files in a directory belong to, as far as may be read.
+fn architecture_beside(directory: &dyn Tree) -> source::Result<Option<Arc<str>>> {
+    use io::ErrorKind::{NotFound, PermissionDenied};
+    let name = CONFIG.as_ref();
+    let found = match directory.stat(name) {
+        Ok(Found::File(_)) => {
+            let config = directory.open(name).map_err(source::Error::Io);
+            config.and_then(|config| architecture_in(&config))
+        }
+        Ok(_) => Ok(None),
+        Err(error) => Err(error.into()),
+    };
+    match found {
+        Err(source::Error::Io(error)) if matches!(error.kind(), NotFound | PermissionDenied) => {
+            Ok(None)
+        }
+        found => found,
+    }
+}
+
 /// The class of model that a `config.json` names first.
-pub fn architecture_in(config: &Source) -> Option<Arc<str>> {
-    let size = Some(config.size()).filter(|size| *size <= MAX_CONFIG)?;
-    let text = config.read_at(0, size).ok()?;
-    let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
-    Some(config.get("architectures")?.get(0)?.as_str()?.into())
+///
+/// # Errors
+/// It cannot be read. One that says nothing of the kind is none.
+pub fn architecture_in(config: &Source) -> source::Result<Option<Arc<str>>> {
+    if config.size() > MAX_CONFIG {
+        return Ok(None);
+    }
+    let text = config.read_at(0, config.size())?;
+    let config: Option<serde_json::Value> = serde_json::from_slice(&text).ok();
+    let first = config
+        .as_ref()
+        .and_then(|it| it.get("architectures")?.get(0));
+    Ok(first.and_then(|name| Some(name.as_str()?.into())))
 }

@@ -9,14 +9,11 @@ use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 
 use super::error::Error;
-pub use crate::source::local::mountinfo::{Mount, mounts};
-
-/// The file system type of an stfs mount, as mountinfo and `/proc/mounts` show it.
-pub const FS_TYPE: &str = "fuse.stfs";
+pub use crate::source::local::mountinfo::{FS_TYPE, Mount, mounts};
 
 /// Whether a mount is one of stfs.
 pub fn is_stfs(mount: &Mount) -> bool {
-    mount.fs_type == FS_TYPE
+    mount.is_stfs()
 }
 
 /// The mount at exactly `point`; of several on top of each other the uppermost.

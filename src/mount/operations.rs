@@ -360,6 +360,7 @@ impl Operations {
             .view
             .list(&node)
             .map_err(|error| failed("readdir", inode, &error))?;
+        let watch = watch.filter(|_| !listing.is_passing());
         Ok(Listed { listing, watch })
     }
 

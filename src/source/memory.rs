@@ -34,6 +34,8 @@ struct State {
     clock: i64,
     delay: Duration,
     faults: BTreeMap<PathBuf, Fault>,
+    /// What cannot even be looked at.
+    closed: BTreeMap<PathBuf, io::ErrorKind>,
     unsettled: bool,
     gone: bool,
 }
@@ -153,10 +155,16 @@ impl MemoryTree {
         self.lock().faults.insert(path.as_ref().into(), fault);
     }
 
+    /// Nothing can be asked of `path` itself from now on, as when descriptors run out.
+    pub fn close(&self, path: impl AsRef<Path>, kind: io::ErrorKind) {
+        self.lock().closed.insert(path.as_ref().into(), kind);
+    }
+
     /// The faults and delays are over.
     pub fn heal(&self) {
         let mut state = self.lock();
         state.faults.clear();
+        state.closed.clear();
         (state.delay, state.gone) = (Duration::ZERO, false);
     }
 
@@ -207,6 +215,13 @@ impl MemoryTree {
 }
 
 impl State {
+    fn look(&self, path: &Path) -> io::Result<()> {
+        match self.closed.get(path) {
+            Some(kind) => Err((*kind).into()),
+            None => Ok(()),
+        }
+    }
+
     fn insert(&mut self, path: &Path, item: Item) {
         self.clock += 1;
         let mode = match item {
@@ -297,6 +312,7 @@ impl Tree for Directory {
 
     fn enter(&self, path: &Path) -> io::Result<Arc<dyn Tree>> {
         let state = self.tree.call()?;
+        state.look(path)?;
         match state.entries.get(path).map(|entry| &entry.item) {
             Some(Item::Directory) => {}
             Some(_) => return Err(io::ErrorKind::NotADirectory.into()),
@@ -322,6 +338,7 @@ impl Tree for Directory {
     fn stat(&self, name: &OsStr) -> io::Result<Found> {
         let path = self.path.join(name);
         let state = self.tree.call()?;
+        state.look(&path)?;
         let entry = state.entries.get(&path);
         let metadata = state.metadata(self.tree.0.system, &path);
         let (Some(entry), Some(metadata)) = (entry, metadata) else {
@@ -338,14 +355,12 @@ impl Tree for Directory {
     fn open(&self, name: &OsStr) -> io::Result<Source> {
         let path = self.path.join(name);
         let state = self.tree.call()?;
+        state.look(&path)?;
         let metadata = state.metadata(self.tree.0.system, &path);
         let metadata = metadata.ok_or(io::ErrorKind::NotFound)?;
         let bytes = match state.entries.get(&path).map(|entry| &entry.item) {
             Some(Item::File(bytes)) => bytes.clone(),
-            Some(Item::Blocked(obstacle)) => {
-                let what = obstacle.to_string();
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
-            }
+            Some(Item::Blocked(obstacle)) => return Err((*obstacle).into()),
             _ => return Err(io::Error::other("not a regular file")),
         };
         let opened = Opened {

@@ -86,11 +86,12 @@ pub enum Found {
     File(Metadata),
     /// A pipe, socket or device.
     Special,
-    /// A symbolic link that is not followed. The metadata are its own.
+    /// A symbolic link that is not followed: the metadata are its own. Or a mount that is
+    /// not touched: they are those of the directory that the name is in.
     Blocked(Metadata, Obstacle),
 }
 
-/// Why a symbolic link is not followed.
+/// Why a symbolic link is not followed, or a mount not touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Obstacle {
     #[error("this symbolic link leads nowhere: the file it names does not exist")]
@@ -111,6 +112,20 @@ pub enum Obstacle {
     Upwards,
     #[error("what this symbolic link leads to may not be looked at")]
     Forbidden,
+    #[error(
+        "this leads into this mount itself, or into one of stfs that was mounted later and could \
+         lead back here"
+    )]
+    Younger,
+}
+
+impl From<Obstacle> for io::Error {
+    fn from(obstacle: Obstacle) -> io::Error {
+        match obstacle {
+            Obstacle::Nowhere => io::ErrorKind::NotFound.into(),
+            _ => io::Error::new(io::ErrorKind::PermissionDenied, obstacle.to_string()),
+        }
+    }
 }
 
 /// The figures of a file system, as `statvfs` gives them.

@@ -4,8 +4,9 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::io;
 
-use super::error::{Result, gone};
+use super::error::{Error, Result, gone};
 use super::folder::{Folder, SourceEntry};
 use crate::source::{Metadata, Rights};
 
@@ -42,21 +43,23 @@ impl<'f, 'c> Below<'f, 'c> {
     }
 
     /// Where the file `path` should lie; None when no directory of the tree is meant.
-    pub fn place<'p>(&'p mut self, path: &'p str) -> Option<Place<'p, 'c>> {
+    pub fn place<'p>(&'p mut self, path: &'p str) -> Result<Option<Place<'p, 'c>>> {
         let Some((directory, name)) = path.rsplit_once('/') else {
             let (folder, name) = (self.folder, path.as_ref());
-            return Some(Place { folder, name });
+            return Ok(Some(Place { folder, name }));
         };
         if !self.entered.contains_key(directory) {
             let entered = match self.entered.len() < MOST {
-                true => self.enter(directory),
+                true => self.enter(directory)?,
                 false => None,
             };
             self.entered.insert(directory.into(), entered);
         }
-        let entered = self.entered.get(directory)?.as_ref()?;
-        let (folder, name) = (&entered.folder, name.as_ref());
-        Some(Place { folder, name })
+        let entered = self.entered.get(directory).and_then(Option::as_ref);
+        Ok(entered.map(|entered| Place {
+            folder: &entered.folder,
+            name: name.as_ref(),
+        }))
     }
 
     /// What whoever has `rights` and may enter all directories that were entered may do.
@@ -66,19 +69,30 @@ impl<'f, 'c> Below<'f, 'c> {
         passed.fold(rights, Rights::common)
     }
 
-    /// One that cannot be looked at is none, whatever the reason.
-    fn enter(&self, directory: &str) -> Option<Entered<'c>> {
+    /// One that may not be looked at is none.
+    fn enter(&self, directory: &str) -> Result<Option<Entered<'c>>> {
+        match self.try_enter(directory) {
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+            entered => entered,
+        }
+    }
+
+    fn try_enter(&self, directory: &str) -> Result<Option<Entered<'c>>> {
         let mut entered: Option<Folder> = None;
         let mut rights = Vec::new();
         for name in directory.split('/') {
             let here = entered.as_ref().unwrap_or(self.folder);
-            let (next, metadata) = step(here, name).ok()??;
+            let Some((next, metadata)) = step(here, name)? else {
+                return Ok(None);
+            };
             rights.push(to_enter(&metadata));
             entered = Some(next);
         }
-        let folder = entered?;
-        folder.scan().ok()?;
-        Some(Entered { folder, rights })
+        let Some(folder) = entered else {
+            return Ok(None);
+        };
+        folder.scan()?;
+        Ok(Some(Entered { folder, rights }))
     }
 }
 

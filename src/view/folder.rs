@@ -17,6 +17,7 @@ use super::origin::Origin;
 use super::scan::{Scan, stem};
 use crate::cache::{PlanKey, Subject};
 use crate::checkpoint::{Cause, Content, NameHint, Refusal};
+use crate::convert::index::Index;
 use crate::convert::{self, names};
 use crate::source::{self, Metadata, Obstacle, Rights, Tree, Version};
 
@@ -126,11 +127,17 @@ impl<'c> Folder<'c> {
             }
             // One that must not be read is shown for what its inode says; one that could
             // not be looked at may be a pickle, and is not shown.
-            Err(source::Error::Io(error)) if error.kind() != io::ErrorKind::PermissionDenied => {
-                Err(error)
+            Err(source::Error::Io(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Ok(SourceEntry::File(metadata, Content::Other))
             }
-            Err(_) => Ok(SourceEntry::File(metadata, Content::Other)),
+            Err(error) => Err(failed(error)),
         }
+    }
+
+    /// The index in the file `name`. None when it is none, or must not be read.
+    pub fn index(&self, name: &OsStr, metadata: &Metadata) -> io::Result<Option<Arc<Index>>> {
+        let subject = Subject::new(&*self.tree, name, metadata);
+        as_none(self.context.catalog().index(&subject))
     }
 
     /// What the checkpoint `name` becomes.
@@ -220,7 +227,7 @@ impl<'c> Folder<'c> {
             file: subject.key(),
             content,
             architecture: match content.is_checkpoint() {
-                true => self.architecture(),
+                true => self.architecture()?,
                 false => None,
             },
             companions: companions.into(),
@@ -235,17 +242,25 @@ impl<'c> Folder<'c> {
         Ok(Arc::new(origin))
     }
 
-    /// The class of model that the files here belong to.
-    fn architecture(&self) -> Option<Arc<str>> {
-        let known = self.architecture.get_or_init(|| {
-            let name = OsStr::new(convert::CONFIG);
-            let Ok(source::Found::File(metadata)) = self.tree.stat(name) else {
-                return None;
-            };
-            let subject = Subject::new(&*self.tree, name, &metadata);
-            self.context.catalog().architecture(&subject)
-        });
-        known.clone()
+    /// The class of model that the files here belong to, as far as may be read.
+    fn architecture(&self) -> std::result::Result<Option<Arc<str>>, Arc<Refusal>> {
+        if let Some(known) = self.architecture.get() {
+            return Ok(known.clone());
+        }
+        let name = OsStr::new(convert::CONFIG);
+        let found = match self.tree.stat(name) {
+            Ok(source::Found::File(metadata)) => {
+                let subject = Subject::new(&*self.tree, name, &metadata);
+                self.context.catalog().architecture(&subject)
+            }
+            Ok(_) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        let found = as_none(found).map_err(|error| {
+            let what = "config.json, which decides what tied tensors are called, cannot be read";
+            Arc::new(Refusal::new(Cause::Unreadable, format!("{what}: {error}")))
+        })?;
+        Ok(self.architecture.get_or_init(|| found).clone())
     }
 
     /// The other files that a checkpoint with the rights `rights` may be made of, by
@@ -353,13 +368,15 @@ impl<'c> Folder<'c> {
     }
 
     /// Whether a file of the source is in the tree under its own name.
-    pub fn is_shown(&self, name: &OsStr, metadata: &Metadata, content: Content) -> bool {
-        let is_index = || {
-            let subject = Subject::new(&*self.tree, name, metadata);
-            name.to_str().and_then(names::index_name).is_some()
-                && self.context.catalog().index(&subject).is_some()
-        };
-        self.context.options().show_pickles || !content.is_hidden() && !is_index()
+    pub fn is_shown(&self, name: &OsStr, metadata: &Metadata, content: Content) -> Result<bool> {
+        if self.context.options().show_pickles {
+            return Ok(true);
+        }
+        if content.is_hidden() {
+            return Ok(false);
+        }
+        let may_be_index = name.to_str().and_then(names::index_name).is_some();
+        Ok(!may_be_index || self.index(name, metadata)?.is_none())
     }
 
     /// Whether a real file keeps a derived one from being called `name`.
@@ -369,7 +386,7 @@ impl<'c> Folder<'c> {
         }
         Ok(match self.find(name)? {
             SourceEntry::Directory(_) => true,
-            SourceEntry::File(metadata, content) => self.is_shown(name, &metadata, content),
+            SourceEntry::File(metadata, content) => self.is_shown(name, &metadata, content)?,
             _ => false,
         })
     }
@@ -411,26 +428,48 @@ pub(super) fn strip_suffix<'n>(name: &'n OsStr, suffix: &str) -> Option<&'n OsSt
     (!stem.is_empty()).then(|| OsStr::from_bytes(stem))
 }
 
-/// Why a link is not shown as what it leads to.
+/// Why a link is not shown as what it leads to, or a mount as what is in it.
 fn blocked(obstacle: Obstacle) -> Refusal {
     let cause = match obstacle {
         Obstacle::Nowhere => Cause::NotDownloaded,
         Obstacle::Circle | Obstacle::Upwards => Cause::Circular,
         Obstacle::Forbidden => Cause::Unreadable,
         Obstacle::Outside | Obstacle::Private => Cause::Blocked,
+        Obstacle::Younger => Cause::Younger,
     };
     Refusal::new(cause, obstacle.to_string())
 }
 
 pub(super) fn unreadable(error: &source::Error) -> Refusal {
     match error {
-        source::Error::Io(error) => Refusal::new(
-            Cause::Unreadable,
-            format!("the file cannot be read: {error}"),
-        ),
-        source::Error::Changed | source::Error::PastEnd { .. } => Refusal::new(
+        source::Error::Io(error) if error.kind() != io::ErrorKind::StaleNetworkFileHandle => {
+            Refusal::new(
+                Cause::Unreadable,
+                format!("the file cannot be read: {error}"),
+            )
+        }
+        _ => Refusal::new(
             Cause::Changing,
             "the file changed while it was looked at: it is still being written",
         ),
+    }
+}
+
+/// The same for whoever asks by name: of what changed under way he may ask again.
+fn failed(error: source::Error) -> io::Error {
+    match error {
+        source::Error::Io(error) => error,
+        source::Error::Changed | source::Error::PastEnd { .. } => {
+            io::ErrorKind::StaleNetworkFileHandle.into()
+        }
+    }
+}
+
+/// What a file says that decides about others: nothing if it is gone or must not be read.
+fn as_none<T>(found: source::Result<Option<T>>) -> io::Result<Option<T>> {
+    use io::ErrorKind::{NotFound, PermissionDenied};
+    match found.map_err(failed) {
+        Err(error) if matches!(error.kind(), NotFound | PermissionDenied) => Ok(None),
+        found => found,
     }
 }

@@ -211,10 +211,10 @@ impl View {
     }
 
     /// Whether the checkpoint behind a converted file has been as it is for long enough
-    /// that no change of it could go unseen.
+    /// that no change of it could go unseen, and a refusal is of what a file holds.
     pub fn is_settled(&self, node: &Node) -> bool {
         let origin = node.form().origin();
-        origin.is_none_or(|origin| origin.key.is_settled())
+        !node.form().is_passing() && origin.is_none_or(|origin| origin.key.is_settled())
     }
 
     /// Converts the checkpoint behind `node` anew, whether it is promoted or not.

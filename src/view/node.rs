@@ -81,6 +81,11 @@ pub(super) trait Form: Debug + Send + Sync {
     fn is_refusal(&self) -> bool {
         false
     }
+
+    /// Whether it may be gone the next time, though nothing in the source changes.
+    fn is_passing(&self) -> bool {
+        false
+    }
 }
 
 /// A file or directory of the source.
@@ -162,6 +167,14 @@ impl Listing {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether it may be another the next time, though nothing in the source changes.
+    pub fn is_passing(&self) -> bool {
+        match &self.0 {
+            Entries::Few(children) => children.iter().any(|(_, node)| node.form.is_passing()),
+            Entries::Many(_) => false,
+        }
     }
 
     /// Child `index` in listing order.

@@ -102,6 +102,115 @@ fn a_file_that_cannot_be_looked_at_is_an_error_and_not_shown_raw() {
     );
 }
 
+/// What a file decides about others is not guessed when it cannot be looked at, at its
+/// first byte or at all.
+fn fail(tree: &MemoryTree, path: &str, at_all: bool) {
+    match at_all {
+        true => tree.close(path, ErrorKind::Other),
+        false => tree.fail(path, ErrorKind::Other, 0),
+    }
+}
+
+#[test]
+fn tied_tensors_have_their_name_or_none() {
+    for at_all in [true, false] {
+        let tree = MemoryTree::new();
+        let tied = support::tied(&["lm_head.weight", "wte.weight"], &[1.0, 2.0]);
+        tree.write("pytorch_model.bin", tied);
+        tree.write(
+            "config.json",
+            &br#"{"architectures": ["GPT2LMHeadModel"]}"#[..],
+        );
+        let view = view(&tree);
+        fail(&tree, "config.json", at_all);
+        assert_eq!(
+            names_of(&view),
+            ["config.json.refused.txt", "pytorch_model.bin.refused.txt"]
+        );
+        let why = text(&view, "pytorch_model.bin.refused.txt");
+        assert!(why.contains("config.json"), "{why}");
+        assert!(is_missing(&view, "model.safetensors"));
+        tree.heal();
+        assert_eq!(names(&view, "model.tensors"), ["wte.weight"]);
+    }
+}
+
+#[test]
+fn an_index_that_cannot_be_read_is_not_shown_raw() {
+    for at_all in [true, false] {
+        let tree = MemoryTree::new();
+        let (shard, index) = (
+            "pytorch_model-00001-of-00001.bin",
+            "pytorch_model.bin.index.json",
+        );
+        tree.write(shard, support::named_vectors(&[("a", &[1.0])]));
+        let map = format!(r#"{{"weight_map": {{"a": "{shard}"}}}}"#);
+        tree.write(index, map.into_bytes());
+        let view = view(&tree);
+        fail(&tree, index, at_all);
+        let listed = names_of(&view);
+        assert_eq!(
+            listed,
+            [
+                "model-00001-of-00001.safetensors",
+                "model-00001-of-00001.tensors",
+                "pytorch_model.bin.index.json.refused.txt"
+            ]
+        );
+        assert!(text(&view, &listed[2]).contains("cannot be read"));
+        for name in [index, "model.safetensors.index.json", "model.tensors"] {
+            assert!(matches!(find(&view, name), Err(Error::Io(_))), "{name}");
+        }
+        tree.heal();
+        assert_eq!(names(&view, "model.tensors"), ["a"]);
+        assert!(is_missing(&view, index));
+        assert!(is_missing(&view, &listed[2]));
+    }
+}
+
+#[test]
+fn an_index_is_an_error_when_a_directory_that_it_names_is() {
+    let tree = MemoryTree::new();
+    tree.write("sub/m.bin", support::named_vectors(&[("a", &[1.0])]));
+    let index = "pytorch_model.bin.index.json";
+    tree.write(index, &br#"{"weight_map": {"a": "sub/m.bin"}}"#[..]);
+    let view = view(&tree);
+    tree.close("sub", ErrorKind::Other);
+    let refusals = [
+        "pytorch_model.bin.index.json.refused.txt",
+        "sub.refused.txt",
+    ];
+    assert_eq!(names_of(&view), refusals);
+    for refusal in refusals {
+        assert!(text(&view, refusal).contains("cannot be read"), "{refusal}");
+    }
+    let derived = find(&view, "model.safetensors.index.json");
+    assert!(matches!(derived, Err(Error::Io(_))));
+    tree.heal();
+    assert!(text(&view, "model.safetensors.index.json").contains("sub/m.safetensors"));
+    // One that must not be entered is none.
+    tree.close("sub", ErrorKind::PermissionDenied);
+    assert!(text(&view, "model.safetensors.index.json").contains("sub/m.safetensors"));
+}
+
+#[test]
+fn a_name_is_not_free_because_its_owner_cannot_be_looked_at() {
+    let tree = MemoryTree::new();
+    tree.write("m.pt", support::one_vector(&[1.0]));
+    tree.write("m.ckpt", support::one_vector(&[2.0]));
+    tree.write("other.txt", &b"other"[..]);
+    let view = view(&tree);
+    tree.close("m.ckpt", ErrorKind::Other);
+    assert_eq!(
+        names_of(&view),
+        ["m.ckpt.refused.txt", "m.pt.refused.txt", "other.txt"]
+    );
+    assert!(text(&view, "m.pt.refused.txt").contains("cannot be read"));
+    assert!(matches!(find(&view, "m.safetensors"), Err(Error::Io(_))));
+    tree.heal();
+    assert_eq!(bytes(&view, "m.pt.safetensors"), safetensors_of(&[1.0]));
+}
+
 #[test]
 fn a_source_that_is_gone_is_an_error_and_never_empty() {
     let tree = source();

@@ -28,6 +28,7 @@ fn nothing_advises_to_load_a_pickle() {
         Cause::Unpacked,
         Cause::Blocked,
         Cause::Circular,
+        Cause::Younger,
     ] {
         let remedy = Refusal::new(cause, "").remedy();
         let sentences = remedy.trim_end_matches('.').split(". ").count();

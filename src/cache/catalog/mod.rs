@@ -215,25 +215,24 @@ impl Catalog {
         });
     }
 
-    /// The class of model that the `config.json` `subject` names.
-    pub fn architecture(&self, subject: &Subject) -> Option<Arc<str>> {
-        let found = self.with(subject, |known| {
+    /// The class of model that the `config.json` `subject` names, if it names one.
+    pub fn architecture(&self, subject: &Subject) -> source::Result<Option<Arc<str>>> {
+        self.with(subject, |known| {
             if let Some(known) = &known.architecture {
                 return Ok(known.clone());
             }
-            let (found, kept) = look(subject, |config| Ok(convert::architecture_in(config)))?;
+            let (found, kept) = look(subject, convert::architecture_in)?;
             known.architecture = kept.then(|| found.clone());
-            source::Result::Ok(found)
-        });
-        found.ok().flatten()
+            Ok(found)
+        })
     }
 
     /// The index in the file; None when it is none.
-    pub fn index(&self, subject: &Subject) -> Option<Arc<Index>> {
+    pub fn index(&self, subject: &Subject) -> source::Result<Option<Arc<Index>>> {
         if subject.version.size > MAX_INDEX {
-            return None;
+            return Ok(None);
         }
-        let found = self.with(subject, |known| {
+        self.with(subject, |known| {
             if let Some(known) = &known.index {
                 return Ok(known.clone());
             }
@@ -244,9 +243,8 @@ impl Catalog {
                 Ok(Index::parse(&json).map(Arc::new))
             })?;
             known.index = kept.then(|| found.clone());
-            source::Result::Ok(found)
-        });
-        found.ok().flatten()
+            Ok(found)
+        })
     }
 
     /// The text of an index with other names of files, which `names` is a hash of:
@@ -255,19 +253,22 @@ impl Catalog {
         &self,
         subject: &Subject,
         names: &Name,
-        render: impl FnOnce() -> Option<Vec<u8>>,
-    ) -> Option<Arc<[u8]>> {
+        render: impl FnOnce() -> source::Result<Option<Vec<u8>>>,
+    ) -> source::Result<Option<Arc<[u8]>>> {
         let known = self.with(subject, |known| known.rendered.clone());
         if let Some((_, text)) = known.filter(|(known, _)| known == names) {
-            return Some(text);
+            return Ok(Some(text));
         }
-        let text: Arc<[u8]> = render()?.into();
+        let Some(text) = render()? else {
+            return Ok(None);
+        };
+        let text: Arc<[u8]> = text.into();
         let work = &self.figures.worked;
         work.fetch_add(text.len() as u64, Ordering::Relaxed);
         self.with(subject, |known| {
             known.rendered = Some((*names, text.clone()));
         });
-        Some(text)
+        Ok(Some(text))
     }
 
     /// What becomes of the checkpoint `subject`, or why nothing does.

@@ -1,12 +1,12 @@
 //! Access control lists (acl(5)): what they leave of the rights that the permission
 //! bits alone would give to others than the owner.
 
-use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
 
-use rustix::fs::{getxattr, lgetxattr};
+use rustix::fs::getxattr;
 use rustix::io::Errno;
+
+use super::step::name_of;
 
 const LIST: &str = "system.posix_acl_access";
 /// Bytes of a list of some hundred entries. Of a longer one nothing is believed.
@@ -16,17 +16,8 @@ const ALL: u16 = 0o7;
 
 /// What everybody but the owner of `file` may do at least, whoever he is.
 pub fn least(file: &impl AsFd) -> u16 {
-    least_of(|list| getxattr(path(file), LIST, list))
-}
-
-/// The same of the entry `name` of a directory, which is no link.
-pub fn least_at(directory: &impl AsFd, name: &OsStr) -> u16 {
-    least_of(|list| lgetxattr(path(directory).join(name), LIST, list))
-}
-
-/// A name that also works for descriptors that cannot be read from.
-fn path(file: &impl AsFd) -> PathBuf {
-    format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()).into()
+    // This also works for descriptors that cannot be read from.
+    least_of(|list| getxattr(name_of(file), LIST, list))
 }
 
 /// By the list that `read` writes into a buffer, and the length of which it gives.

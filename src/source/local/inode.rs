@@ -28,6 +28,9 @@ const LASTING: [u32; 7] = [
 /// It has an identifier of its own only with a layer that can be written.
 const OVERLAYFS: u32 = 0x794c_7630;
 
+/// Told to each mount, and to none ever again (linux/stat.h, since 6.8).
+pub const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Directory,
@@ -57,18 +60,43 @@ pub struct Inode {
 }
 
 impl Inode {
-    /// Of an open file or directory.
+    /// Of an open file or directory; of a link that is held, the link's.
     pub fn of(file: &impl AsFd) -> Result<Inode, Errno> {
-        statx(file, OsStr::new(""), AtFlags::EMPTY_PATH)
+        Inode::statx(file, OsStr::new(""), AtFlags::EMPTY_PATH)
     }
 
-    /// Of the entry `name` of a directory; of a link, its own.
-    pub fn at(directory: &impl AsFd, name: &OsStr) -> Result<Inode, Errno> {
-        match statx(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            // With a NUL in it, it is the name of nothing.
-            Err(Errno::EINVAL) => Err(Errno::ENOENT),
-            found => found,
-        }
+    /// Of the entry `name` of a directory, as far as its file system tells without being
+    /// asked by the kernel; of a link, its own. It may be of another mount.
+    pub fn glance(directory: &impl AsFd, name: &OsStr) -> Result<Inode, Errno> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+        Inode::statx(directory, name, flags)
+    }
+
+    fn statx(file: &impl AsFd, name: &OsStr, flags: AtFlags) -> Result<Inode, Errno> {
+        let flags = flags | AtFlags::NO_AUTOMOUNT;
+        let wanted = StatxFlags::BASIC_STATS | MNT_ID_UNIQUE;
+        let found = rustix::fs::statx(file, name, flags, wanted);
+        let found = found.map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+        let time = |time: StatxTimestamp| (time.tv_sec, i64::from(time.tv_nsec));
+        Ok(Inode {
+            kind: match FileType::from_raw_mode(found.stx_mode.into()) {
+                FileType::Directory => Kind::Directory,
+                FileType::RegularFile => Kind::File,
+                FileType::Symlink => Kind::Link,
+                _ => Kind::Special,
+            },
+            mount: found.stx_mnt_id,
+            device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
+            number: found.stx_ino,
+            links: found.stx_nlink,
+            mode: found.stx_mode & 0o777,
+            uid: found.stx_uid,
+            gid: found.stx_gid,
+            size: found.stx_size,
+            accessed: time(found.stx_atime),
+            modified: time(found.stx_mtime),
+            changed: time(found.stx_ctime),
+        })
     }
 
     /// Whether `other` is the same file.
@@ -162,34 +190,4 @@ impl Inode {
             accessed: self.accessed,
         }
     }
-}
-
-/// Told to each mount, and to none ever again (linux/stat.h, since 6.8).
-const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-
-fn statx(directory: &impl AsFd, name: &OsStr, flags: AtFlags) -> Result<Inode, Errno> {
-    let flags = flags | AtFlags::NO_AUTOMOUNT;
-    let wanted = StatxFlags::BASIC_STATS | MNT_ID_UNIQUE;
-    let found = rustix::fs::statx(directory, name, flags, wanted);
-    let found = found.map_err(|error| Errno::from_raw(error.raw_os_error()))?;
-    let time = |time: StatxTimestamp| (time.tv_sec, i64::from(time.tv_nsec));
-    Ok(Inode {
-        kind: match FileType::from_raw_mode(found.stx_mode.into()) {
-            FileType::Directory => Kind::Directory,
-            FileType::RegularFile => Kind::File,
-            FileType::Symlink => Kind::Link,
-            _ => Kind::Special,
-        },
-        mount: found.stx_mnt_id,
-        device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
-        number: found.stx_ino,
-        links: found.stx_nlink,
-        mode: found.stx_mode & 0o777,
-        uid: found.stx_uid,
-        gid: found.stx_gid,
-        size: found.stx_size,
-        accessed: time(found.stx_atime),
-        modified: time(found.stx_mtime),
-        changed: time(found.stx_ctime),
-    })
 }

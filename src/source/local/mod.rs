@@ -4,6 +4,8 @@
 //! ```text
 //! root     the root, held open, and found again where that is permitted
 //! resolve  paths below the root, link by link where links may not lead out
+//! step     from a directory to a name in it, over no mount unseen
+//! boundary which mounts may be touched
 //! inode    what an inode says, and which file system it belongs to
 //! acl      access control lists
 //! opened   an open file
@@ -13,6 +15,7 @@
 //! ```
 
 mod acl;
+mod boundary;
 mod inode;
 mod lease;
 pub mod mountinfo;
@@ -20,6 +23,7 @@ mod opened;
 mod place;
 mod resolve;
 mod root;
+mod step;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -36,6 +40,7 @@ use inode::{Inode, Kind};
 use opened::Opened;
 use resolve::Stop;
 use root::{Held, Root};
+use step::Follow;
 
 /// Where symbolic links may lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -114,22 +119,32 @@ impl LocalTree {
         })
     }
 
-    /// What is found under `name`, at the inode `inode`. `open` gives a descriptor of
-    /// it where it lies on another file system than the directory.
-    fn found(
-        &self,
-        name: &OsStr,
-        inode: &Inode,
-        open: impl FnOnce() -> io::Result<OwnedFd>,
-    ) -> io::Result<Found> {
+    /// The inode of the entry `name`, and that held, unless it lies beside the directory
+    /// on a disk: there the kernel knows all of it without being let into another mount.
+    /// None: a mount that may not be touched.
+    fn entry(&self, name: &OsStr) -> Result<Option<(Inode, Option<OwnedFd>)>, Errno> {
+        if let System::Lasting { .. } = self.system
+            && self.root.links == Links::Anywhere
+            && let Ok(inode) = Inode::glance(&self.directory, name)
+            && inode.is_beside(&self.inode)
+        {
+            return Ok(Some((inode, None)));
+        }
+        let file = step::entry(&self.root.boundary, &self.directory, name)?;
+        let with_inode = |file| Ok((Inode::of(&file)?, Some(file)));
+        file.map(with_inode).transpose()
+    }
+
+    /// What is found under `name`: `file`, which has the inode `inode`.
+    fn found(&self, name: &OsStr, inode: &Inode, file: Option<&OwnedFd>) -> io::Result<Found> {
         let make = match inode.kind {
             Kind::File => Found::File,
             Kind::Directory => Found::Directory,
             Kind::Link | Kind::Special => return Ok(Found::Special),
         };
-        let system = match inode.is_beside(&self.inode) {
-            true => self.system,
-            false => inode.system(&open()?)?,
+        let system = match file.filter(|_| !inode.is_beside(&self.inode)) {
+            None => self.system,
+            Some(file) => inode.system(file)?,
         };
         Ok(make(inode.metadata(system, &self.path.join(name))))
     }
@@ -137,11 +152,8 @@ impl LocalTree {
     /// What the symbolic link `name`, whose own inode is `link`, leads to.
     fn behind(&self, name: &OsStr, link: &Inode) -> io::Result<Found> {
         let reached = match self.root.links {
-            Links::Anywhere => resolve::anywhere(&self.directory, name),
-            Links::Inside => {
-                let path = self.path.join(name);
-                resolve::inside(&self.held.directory, &self.root.path, &path).map(|it| it.file)
-            }
+            Links::Anywhere => resolve::anywhere(&self.root.boundary, &self.directory, name),
+            Links::Inside => resolve::inside(&self.root, &self.held, &self.path.join(name)),
         };
         let blocked = |obstacle| {
             let metadata = link.metadata(self.system, &self.path.join(name));
@@ -153,20 +165,27 @@ impl LocalTree {
             Err(Stop::Io(error)) => return Err(error),
         };
         let inode = self.root.inode_of(&file)?;
-        if inode.kind == Kind::Directory && self.lies_in(&inode) {
+        if inode.kind == Kind::Directory && self.lies_in(&inode)? {
             return blocked(Obstacle::Upwards);
         }
-        self.found(name, &inode, || Ok(file))
+        self.found(name, &inode, Some(&file))
     }
 
     /// Whether this directory is the one with the inode `directory` or leads through
     /// it, as its path is written or by way of the links in that.
-    fn lies_in(&self, directory: &Inode) -> bool {
-        let written = self.path.ancestors().any(|path| {
-            let entered = self.enter_at(path);
-            entered.is_ok_and(|tree| tree.inode.is(directory))
-        });
-        written || resolve::lies_below(&self.directory, directory)
+    fn lies_in(&self, directory: &Inode) -> io::Result<bool> {
+        use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+        for path in self.path.ancestors() {
+            match self.enter_at(path) {
+                Ok(tree) if tree.inode.is(directory) => return Ok(true),
+                Ok(_) => {}
+                // Another one stands at its path now, or none.
+                Err(error)
+                    if matches!(error.kind(), NotFound | NotADirectory | PermissionDenied) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        resolve::lies_below(&self.root.boundary, &self.directory, directory)
     }
 
     fn enter_at(&self, path: &Path) -> io::Result<LocalTree> {
@@ -186,8 +205,8 @@ impl LocalTree {
         let (directory, is_direct) = match path.as_os_str().is_empty() {
             true => (held.directory.clone(), true),
             false => {
-                let found = resolve::directory(&held.directory, &root.path, path, root.links)?;
-                (Arc::new(found.0), found.1)
+                let (directory, is_direct) = resolve::directory(root, held, path)?;
+                (Arc::new(directory), is_direct)
             }
         };
         LocalTree::at(
@@ -205,20 +224,16 @@ impl LocalTree {
 
     /// A descriptor of the file `name` to read from.
     fn open_file(&self, name: &OsStr) -> io::Result<OwnedFd> {
-        if self.root.links == Links::Anywhere {
-            return resolve::open(&self.directory, name, true);
-        }
-        match resolve::open(&self.directory, name, false) {
-            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {}
-            opened => return opened,
-        }
-        let path = self.path.join(name);
-        let reached = resolve::inside(&self.held.directory, &self.root.path, &path)?;
-        let file = resolve::open(&reached.parent, &reached.name, false)?;
-        // The last name may have become another file's.
-        match Inode::of(&file)?.is(&Inode::of(&reached.file)?) {
-            true => Ok(file),
-            false => Err(io::Error::from_raw_os_error(libc::ESTALE)),
+        let follow = match self.root.links {
+            Links::Anywhere => Follow::Links,
+            Links::Inside => Follow::Nothing,
+        };
+        match step::open_to_read(&self.root.boundary, &self.directory, name, follow) {
+            Err(Errno::ELOOP) if self.root.links == Links::Inside => {
+                let file = resolve::inside(&self.root, &self.held, &self.path.join(name))?;
+                Ok(step::reopen(&file)?)
+            }
+            opened => Ok(opened?.ok_or(Obstacle::Younger)?),
         }
     }
 }
@@ -272,20 +287,22 @@ impl Tree for LocalTree {
     }
 
     fn stat(&self, name: &OsStr) -> io::Result<Found> {
-        let inode = match Inode::at(&self.directory, name) {
-            Ok(inode) => inode,
-            // A derived name may be longer than the file system allows.
-            Err(Errno::ENOENT | Errno::ENAMETOOLONG | Errno::ENOTDIR) => {
+        let (inode, file) = match self.entry(name) {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Ok(Found::Blocked(self.metadata, Obstacle::Younger)),
+            // A derived name may be longer than the file system allows; with a NUL in it,
+            // it is the name of nothing.
+            Err(Errno::ENOENT | Errno::ENAMETOOLONG | Errno::ENOTDIR | Errno::EINVAL) => {
                 return Ok(Found::Missing);
             }
             Err(error) => return Err(error.into()),
         };
-        match inode.kind {
-            Kind::Link => self.behind(name, &inode),
-            _ => {
-                let least = || acl::least_at(&self.directory, name);
-                let inode = self.root.shared(inode, least);
-                self.found(name, &inode, || resolve::hold(&self.directory, name))
+        match (inode.kind, &file) {
+            (Kind::Link, _) => self.behind(name, &inode),
+            (_, None) => self.found(name, &inode, None),
+            (_, Some(file)) => {
+                let inode = self.root.shared(inode, || acl::least(file));
+                self.found(name, &inode, Some(file))
             }
         }
     }
@@ -293,7 +310,7 @@ impl Tree for LocalTree {
     fn open(&self, name: &OsStr) -> io::Result<Source> {
         let file = self.open_file(name)?;
         let inode = self.root.inode_of(&file)?;
-        let Found::File(metadata) = self.found(name, &inode, || file.try_clone())? else {
+        let Found::File(metadata) = self.found(name, &inode, Some(&file))? else {
             return Err(io::Error::other("not a regular file"));
         };
         let opened = Opened::new(file.into(), metadata.version);
@@ -319,12 +336,12 @@ impl Tree for LocalTree {
 
     fn stands_alone(&self) -> bool {
         let alone = |name: &OsString| {
-            let inode = Inode::at(&self.directory, name);
+            let Ok(Some((inode, _))) = self.entry(name) else {
+                return false;
+            };
             // What is mounted over a name has another one where events are told.
-            inode.is_ok_and(|inode| {
-                let is_directory = inode.kind == Kind::Directory;
-                inode.stands_alone() && (is_directory || inode.is_beside(&self.inode))
-            })
+            let is_directory = inode.kind == Kind::Directory;
+            inode.stands_alone() && (is_directory || inode.is_beside(&self.inode))
         };
         self.list().is_ok_and(|names| names.iter().all(alone))
     }

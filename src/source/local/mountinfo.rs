@@ -6,6 +6,9 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
+/// The file system type of an stfs mount, as the table and `/proc/mounts` show it.
+pub const FS_TYPE: &str = "fuse.stfs";
+
 /// One mount, as its line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -30,6 +33,11 @@ pub fn mounts() -> io::Result<Vec<Mount>> {
 }
 
 impl Mount {
+    /// Whether it is one of stfs.
+    pub fn is_stfs(&self) -> bool {
+        self.fs_type == FS_TYPE
+    }
+
     /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
     pub fn parse(line: &[u8]) -> Option<Mount> {
         let mut fields = line.split(|byte| *byte == b' ');

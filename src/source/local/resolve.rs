@@ -10,16 +10,17 @@ use std::sync::Arc;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
 
 use super::Links;
 use super::acl;
+use super::boundary::Boundary;
 use super::inode::{Inode, Kind};
+use super::root::{Held, Root};
+use super::step::{self, Follow, MOST_LINKS};
 use crate::source::Obstacle;
 
-/// Links that are followed in one path, as the kernel has it.
-const MOST_LINKS: usize = 40;
 /// Directories above one that are looked at.
 const MOST_LEVELS: usize = 4096;
 
@@ -43,29 +44,19 @@ impl From<Errno> for Stop {
     }
 }
 
+impl From<Obstacle> for Stop {
+    fn from(obstacle: Obstacle) -> Stop {
+        Stop::Obstacle(obstacle)
+    }
+}
+
 impl From<Stop> for io::Error {
     fn from(stop: Stop) -> io::Error {
         match stop {
             Stop::Io(error) => error,
-            Stop::Obstacle(Obstacle::Nowhere) => io::ErrorKind::NotFound.into(),
-            Stop::Obstacle(obstacle) => {
-                io::Error::new(io::ErrorKind::PermissionDenied, obstacle.to_string())
-            }
+            Stop::Obstacle(obstacle) => obstacle.into(),
         }
     }
-}
-
-/// A descriptor of the entry `name` of a directory, for its inode alone.
-pub fn hold(directory: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    Ok(openat(directory, name, flags, Mode::empty())?)
-}
-
-/// A descriptor of the file `name` of a directory to read from.
-pub fn open(directory: &OwnedFd, name: &OsStr, follow: bool) -> io::Result<OwnedFd> {
-    let mut flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    flags.set(OFlag::O_NOFOLLOW, !follow);
-    Ok(openat(directory, name, flags, Mode::empty())?)
 }
 
 /// The directory, to be listed.
@@ -75,93 +66,71 @@ pub fn readable(directory: &OwnedFd) -> io::Result<Dir> {
     Ok(Dir::from_fd(directory)?)
 }
 
-/// The directory at `path` below `root`, which stands at `root_path`, and whether no
-/// link led there.
-pub fn directory(
-    root: &Arc<OwnedFd>,
-    root_path: &Path,
-    path: &Path,
-    links: Links,
-) -> io::Result<(OwnedFd, bool)> {
+/// The directory at `path` below `root`, and whether no link led there.
+pub fn directory(root: &Root, held: &Held, path: &Path) -> io::Result<(OwnedFd, bool)> {
     let plain = |component| matches!(component, Component::Normal(_));
     if !path.components().all(plain) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let resolve = ResolveFlag::RESOLVE_BENEATH
-        | ResolveFlag::RESOLVE_NO_SYMLINKS
-        | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    match openat2(root, path, OpenHow::new().flags(flags).resolve(resolve)) {
-        Ok(directory) => Ok((directory, true)),
-        // A link on the way, or a kernel without the call, or one that forbids it.
-        Err(
-            Errno::ELOOP
-            | Errno::ENOSYS
-            | Errno::EPERM
-            | Errno::EINVAL
-            | Errno::EAGAIN
-            | Errno::EXDEV,
-        ) => {
-            if links == Links::Anywhere {
-                return Ok((openat(root, path, flags, Mode::empty())?, false));
-            }
-            let reached = inside(root, root_path, path)?;
-            match Inode::of(&reached.file)?.kind {
-                Kind::Directory => Ok((reached.file, false)),
-                _ => Err(io::ErrorKind::NotADirectory.into()),
+    let reach = |follow| {
+        let (boundary, path) = (&root.boundary, path.as_os_str());
+        step::reach(boundary, &held.directory, path, OFlag::O_DIRECTORY, follow)
+    };
+    let found = match (reach(Follow::Nothing), root.links) {
+        // A link on the way.
+        (Err(Errno::ELOOP), Links::Anywhere) => reach(Follow::Links)?.map(|it| (it, false)),
+        (Err(Errno::ELOOP), Links::Inside) => {
+            let file = inside(root, held, path)?;
+            match Inode::of(&file)?.kind {
+                Kind::Directory => Some((file, false)),
+                _ => return Err(io::ErrorKind::NotADirectory.into()),
             }
         }
-        Err(error) => Err(error.into()),
-    }
+        (found, _) => found?.map(|it| (it, true)),
+    };
+    Ok(found.ok_or(Obstacle::Younger)?)
 }
 
 /// What the link `name` leads to, wherever that is.
-pub fn anywhere(directory: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Stop> {
-    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    Ok(openat(directory, name, flags, Mode::empty())?)
+pub fn anywhere(boundary: &Boundary, directory: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Stop> {
+    let found = step::reach(boundary, directory, name, OFlag::empty(), Follow::Links)?;
+    Ok(found.ok_or(Obstacle::Younger)?)
 }
 
-/// Whether `directory` is the one with the inode `above`, or lies below it.
-pub fn lies_below(directory: &OwnedFd, above: &Inode) -> bool {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+/// Whether `directory` is the one with the inode `above`, or lies below it, as far as
+/// may be looked at.
+///
+/// # Errors
+/// It cannot be told.
+pub fn lies_below(boundary: &Boundary, directory: &OwnedFd, above: &Inode) -> io::Result<bool> {
     let mut at: Option<OwnedFd> = None;
     for _ in 0..MOST_LEVELS {
         let here = at.as_ref().unwrap_or(directory);
-        let Ok(inode) = Inode::of(here) else {
-            return false;
-        };
+        let inode = Inode::of(here)?;
         if inode.is(above) {
-            return true;
+            return Ok(true);
         }
-        let Ok(parent) = openat(here, c"..", flags, Mode::empty()) else {
-            return false;
+        let parent = match step::entry(boundary, here, OsStr::new("..")) {
+            Ok(Some(parent)) => parent,
+            Ok(None) | Err(Errno::EACCES | Errno::ENOENT) => return Ok(false),
+            Err(error) => return Err(error.into()),
         };
-        if Inode::of(&parent).is_ok_and(|parent| parent.is(&inode)) {
-            return false;
+        if Inode::of(&parent)?.is(&inode) {
+            return Ok(false);
         }
         at = Some(parent);
     }
-    false
+    Ok(false)
 }
 
-/// What a path leads to.
-#[derive(Debug)]
-pub struct Reached {
-    /// For its inode alone.
-    pub file: OwnedFd,
-    /// Where it lies, and its own name there.
-    pub parent: Arc<OwnedFd>,
-    pub name: OsString,
-}
-
-/// What `path` leads to without leaving `root`, which stands at `root_path`. Links
-/// lead through directories alone that everybody may enter, or that whoever asks
-/// has entered on the way here: the names of `path` were looked up one by one, with
-/// his rights.
-pub fn inside(root: &Arc<OwnedFd>, root_path: &Path, path: &Path) -> Result<Reached, Stop> {
+/// What `path` leads to without leaving `root`, which is held as `held`. Links lead
+/// through directories alone that everybody may enter, or that whoever asks has entered
+/// on the way here: the names of `path` were looked up one by one, with his rights.
+pub fn inside(root: &Root, held: &Held, path: &Path) -> Result<OwnedFd, Stop> {
+    let directory = held.directory.clone();
     let mut walk = Walk {
-        root_path,
-        directories: vec![(root.clone(), Inode::of(root)?)],
+        root,
+        directories: vec![(directory, Inode::of(&held.directory)?)],
         entered: HashSet::new(),
         links: 0,
     };
@@ -176,7 +145,7 @@ pub fn inside(root: &Arc<OwnedFd>, root_path: &Path, path: &Path) -> Result<Reac
 }
 
 struct Walk<'a> {
-    root_path: &'a Path,
+    root: &'a Root,
     /// From the root down to where the walk is.
     directories: Vec<(Arc<OwnedFd>, Inode)>,
     /// Directories that whoever asks has passed by name.
@@ -186,7 +155,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// Goes on to `name`, and to where it leads if it is a link.
-    fn step(&mut self, name: &OsStr) -> Result<Reached, Stop> {
+    fn step(&mut self, name: &OsStr) -> Result<OwnedFd, Stop> {
         if let Some((_, here)) = self.directories.last() {
             self.entered.insert(here.id());
         }
@@ -204,8 +173,8 @@ impl Walk<'_> {
             let Some((parent, _)) = self.directories.last().cloned() else {
                 return Err(Stop::Obstacle(Obstacle::Outside));
             };
-            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let file = openat(&parent, name.as_os_str(), flags, Mode::empty())?;
+            let file = step::entry(&self.root.boundary, &parent, &name)?;
+            let file = file.ok_or(Obstacle::Younger)?;
             let inode = Inode::of(&file)?;
             match inode.kind {
                 Kind::Link => {
@@ -230,7 +199,7 @@ impl Walk<'_> {
                 }
                 Kind::File | Kind::Special => {}
             }
-            reached = Some(Reached { file, parent, name });
+            reached = Some(file);
         }
         match reached {
             Some(reached) if self.is_at(&reached)? => Ok(reached),
@@ -240,24 +209,18 @@ impl Walk<'_> {
     }
 
     /// Whether the walk ended at `reached` and did not go up again.
-    fn is_at(&self, reached: &Reached) -> Result<bool, Stop> {
-        let inode = Inode::of(&reached.file)?;
+    fn is_at(&self, reached: &OwnedFd) -> Result<bool, Stop> {
+        let inode = Inode::of(reached)?;
         Ok(match inode.kind {
             Kind::Directory => self.directories.last().is_some_and(|(_, at)| at.is(&inode)),
             _ => true,
         })
     }
 
-    fn here(&self) -> Result<Reached, Stop> {
-        let (directory, _) = self
-            .directories
-            .last()
-            .ok_or(Stop::Obstacle(Obstacle::Outside))?;
-        Ok(Reached {
-            file: directory.try_clone().map_err(Stop::Io)?,
-            parent: directory.clone(),
-            name: ".".into(),
-        })
+    fn here(&self) -> Result<OwnedFd, Stop> {
+        let here = self.directories.last();
+        let (directory, _) = here.ok_or(Stop::Obstacle(Obstacle::Outside))?;
+        directory.try_clone().map_err(Stop::Io)
     }
 
     fn leave(&mut self) -> Result<(), Stop> {
@@ -280,7 +243,7 @@ impl Walk<'_> {
             false => target,
             true => {
                 self.directories.truncate(1);
-                let below = target.strip_prefix(self.root_path);
+                let below = target.strip_prefix(&self.root.path);
                 below.map_err(|_| Stop::Obstacle(Obstacle::Outside))?
             }
         };

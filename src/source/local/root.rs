@@ -3,24 +3,26 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::fcntl::{AT_FDCWD, OFlag, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 use nix::sys::statfs::fstatfs;
 
 use super::Links;
 use super::acl;
+use super::boundary::Boundary;
 use super::inode::Inode;
 use super::place::Place;
-use crate::source::System;
+use super::step;
+use crate::source::{Obstacle, System};
 
 #[derive(Debug)]
 pub struct Root {
     /// Absolute, free of symbolic links when it was opened.
     pub path: PathBuf,
     pub links: Links,
+    pub boundary: Boundary,
     /// None while the root is gone: nothing keeps its file system from being
     /// unmounted then.
     held: Mutex<Option<Arc<Held>>>,
@@ -40,9 +42,9 @@ pub struct Held {
 }
 
 impl Held {
-    fn open(path: &PathBuf) -> io::Result<Held> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = open(path, flags, Mode::empty())?;
+    fn open(path: &Path, boundary: &Boundary) -> io::Result<Held> {
+        let directory = step::reach_absolute(boundary, path.as_os_str(), OFlag::O_DIRECTORY)?;
+        let directory = directory.ok_or(Obstacle::Younger)?;
         let inode = Inode::of(&directory)?;
         Ok(Held {
             system: inode.system(&directory)?,
@@ -64,10 +66,12 @@ impl Held {
 
 impl Root {
     pub fn open(path: PathBuf, links: Links) -> io::Result<Root> {
-        let held = Held::open(&path)?;
+        let boundary = Boundary::draw()?;
+        let held = Held::open(&path, &boundary)?;
         Ok(Root {
             path,
             links,
+            boundary,
             system: held.system,
             place: held.place.clone(),
             held: Mutex::new(Some(Arc::new(held))),
@@ -86,7 +90,7 @@ impl Root {
         if self.links == Links::Inside {
             return Err(self.gone());
         }
-        match (Held::open(&self.path), &*held) {
+        match (Held::open(&self.path, &self.boundary), &*held) {
             // The empty directory that a file system is mounted on is not the source.
             (Ok(root), _) if self.is_same(&root) && !root.is_gone() => {
                 Ok(held.insert(Arc::new(root)).clone())
@@ -125,8 +129,13 @@ impl Root {
     }
 
     fn stands_at_path(&self, root: &Held) -> bool {
-        let there = Inode::at(&AT_FDCWD, self.path.as_os_str());
-        there.is_ok_and(|there| there.is(&root.inode))
+        let path = self.path.as_os_str();
+        let there = step::reach_absolute(&self.boundary, path, OFlag::O_DIRECTORY);
+        let there = there
+            .ok()
+            .flatten()
+            .and_then(|there| Inode::of(&there).ok());
+        there.is_some_and(|there| there.is(&root.inode))
     }
 
     fn is_same(&self, root: &Held) -> bool {

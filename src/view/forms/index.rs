@@ -82,7 +82,7 @@ fn derived_index(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
             files: files.into(),
         };
         let subject = Subject::new(&*folder.tree, source, &metadata);
-        let Some(text) = renamed.text(folder.context, &subject) else {
+        let Some(text) = renamed.text(folder.context, &subject)? else {
             continue;
         };
         let key = NodeKey {
@@ -106,7 +106,7 @@ fn name_of(below: &mut Below, file: &str) -> Result<String> {
         Some((directory, name)) => (format!("{directory}/"), name),
         None => (String::new(), file),
     };
-    let base = match below.place(file) {
+    let base = match below.place(file)? {
         Some(place) if is_shown(&place)? => return Ok(file.to_string()),
         // A name made from text is text.
         Some(place) => place.folder.base_of(place.name)?.to_string_lossy().into(),
@@ -141,8 +141,7 @@ fn index_in(folder: &Folder, name: &OsStr) -> Result<Option<(Arc<Index>, Metadat
     let SourceEntry::File(metadata, _) = folder.find(name)? else {
         return Ok(None);
     };
-    let subject = Subject::new(&*folder.tree, name, &metadata);
-    let index = folder.context.catalog().index(&subject);
+    let index = folder.index(name, &metadata)?;
     Ok(index.map(|index| (index, metadata)))
 }
 
@@ -176,7 +175,7 @@ fn parts(below: &mut Below, index: &Index) -> Result<Option<Vec<Shard>>> {
     files.sort_unstable();
     let mut parts = Vec::with_capacity(files.len());
     for file in files {
-        let Some(Place { folder, name }) = below.place(file) else {
+        let Some(Place { folder, name }) = below.place(file)? else {
             return Ok(None);
         };
         // What is in the scan is a plain name, and no path to somewhere else.
@@ -243,17 +242,20 @@ struct Renamed {
 }
 
 impl Renamed {
-    fn text(&self, context: &Context, subject: &Subject) -> Option<Arc<[u8]>> {
-        context.catalog().rendered(subject, &self.digest, || {
-            let index = context.catalog().index(subject)?;
+    fn text(&self, context: &Context, subject: &Subject) -> Result<Option<Arc<[u8]>>> {
+        let text = context.catalog().rendered(subject, &self.digest, || {
+            let Some(index) = context.catalog().index(subject)? else {
+                return Ok(None);
+            };
             let names: std::collections::HashMap<&str, &String> =
                 index.file_names().zip(&self.files).collect();
-            Some(index.renamed(|file| {
+            Ok(Some(index.renamed(|file| {
                 names
                     .get(file)
                     .map_or_else(String::new, |it| it.to_string())
-            }))
-        })
+            })))
+        });
+        Ok(text?)
     }
 }
 
@@ -266,7 +268,7 @@ impl Form for Renamed {
             version: &self.version,
             root: None,
         };
-        let text = self.text(context, &subject);
+        let text = self.text(context, &subject)?;
         let text = text.filter(|text| text.len() as u64 == attr.size);
         Ok(OpenFile::new(OpenText(text.ok_or(Error::Stale)?)))
     }

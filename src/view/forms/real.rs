@@ -9,7 +9,7 @@ use std::thread::available_parallelism;
 
 use super::output::Claim;
 use super::{control, refusal, table};
-use crate::source::{Bytes, FileId, Found, Metadata, Source};
+use crate::source::{self, Bytes, FileId, Found, Metadata, Source};
 use crate::view::attr::{Attr, Kind};
 use crate::view::context::Context;
 use crate::view::error::{Error, Result, gone};
@@ -43,10 +43,17 @@ pub fn directory(path: PathBuf, metadata: &Metadata) -> Node {
 
 /// The child `name` of a directory; None when there is none.
 fn child(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
-    match real(folder, name)? {
-        Some(node) => Ok(Some(node)),
-        None => table::find(folder, name),
+    if let Some(node) = real(folder, name)? {
+        return Ok(Some(node));
     }
+    // What stands in for a file is found as it is listed.
+    for about in refusal::about(folder, name)? {
+        let mut claims = claims(folder, &about)?.into_iter();
+        if let Some(claim) = claims.find(|claim| claim.name == name) {
+            return Ok(Some(claim.node));
+        }
+    }
+    table::find(folder, name)
 }
 
 /// The children of a directory, by name.
@@ -73,16 +80,21 @@ fn children(folder: &Folder) -> Result<Vec<(OsString, Node)>> {
 /// What the entry `name` of the source puts into the listing.
 fn claims(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
     let mut claims = Vec::new();
-    match real(folder, name) {
-        Ok(Some(node)) => claims.push(Claim::new(name.to_os_string(), 0, node)),
-        Ok(None) => {}
+    let derived = real(folder, name).and_then(|node| {
+        claims.extend(node.map(|node| Claim::new(name.to_os_string(), 0, node)));
+        table::list(folder, name)
+    });
+    match derived {
+        Ok(derived) => claims.extend(derived),
         // One file that cannot be looked at does not take the others away.
         Err(Error::Io(error)) if error.kind() != io::ErrorKind::NotConnected => {
-            return Ok(vec![refusal::unreadable(folder, name, &error.into())]);
+            claims.push(refusal::unreadable(folder, name, &error.into()));
+        }
+        Err(Error::Stale) => {
+            claims.push(refusal::unreadable(folder, name, &source::Error::Changed));
         }
         Err(error) => return Err(error),
     }
-    claims.extend(table::list(folder, name)?);
     Ok(claims)
 }
 
@@ -90,7 +102,7 @@ fn claims(folder: &Folder, name: &OsStr) -> Result<Vec<Claim>> {
 fn real(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
     Ok(match folder.find(name)? {
         SourceEntry::Directory(metadata) => Some(directory(folder.path(name), &metadata)),
-        SourceEntry::File(metadata, content) if folder.is_shown(name, &metadata, content) => {
+        SourceEntry::File(metadata, content) if folder.is_shown(name, &metadata, content)? => {
             Some(file(folder, name, &metadata))
         }
         _ => None,

@@ -13,7 +13,7 @@ use crate::convert::names;
 use crate::source::{self, Metadata, Version};
 use crate::view::attr::{Attr, Kind};
 use crate::view::context::Context;
-use crate::view::error::{Error, Result};
+use crate::view::error::Result;
 use crate::view::file::{OpenFile, OpenText};
 use crate::view::folder::{self, Derived, Folder, Outcome, strip_suffix, with};
 use crate::view::key::{Id, NodeKey};
@@ -45,33 +45,29 @@ fn of_directory(folder: &Folder) -> OsString {
     name.map_or_else(|| names::MODEL.into(), OsStr::to_os_string)
 }
 
+/// The files that a file of this name may be the refusal of.
+pub fn about(folder: &Folder, name: &OsStr) -> Result<Vec<OsString>> {
+    let mut files = Vec::new();
+    if let Some(about) = strip_suffix(name, REFUSED) {
+        files.push(about);
+        files.extend((about == of_directory(folder)).then_some(OsStr::new(names::METADATA)));
+    }
+    let is_there = |file: &OsStr| Ok(folder.scan()?.contains(file).then(|| file.to_os_string()));
+    files
+        .into_iter()
+        .filter_map(|file| is_there(file).transpose())
+        .collect()
+}
+
+/// The refusal of one value of a file.
 fn find(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
     let Some(about) = strip_suffix(name, REFUSED) else {
         return Ok(None);
     };
-    let metadata = OsStr::new(names::METADATA);
-    if about != metadata
-        && let Some(node) = of_or_unreadable(folder, about)?
-    {
-        return Ok(Some(node));
-    }
-    if about == of_directory(folder) && folder.scan()?.contains(metadata) {
-        return of_or_unreadable(folder, metadata);
-    }
     Ok(match rooted::find(folder, about)? {
         Outcome::Refused(metadata, refusal) => Some(node(folder, about, &metadata, &refusal)),
         Outcome::Nothing | Outcome::Converted(_) => None,
     })
-}
-
-/// What stands in for the file `about`, if it is refused or cannot be looked at.
-fn of_or_unreadable(folder: &Folder, about: &OsStr) -> Result<Option<Node>> {
-    match of(folder, about) {
-        Err(Error::Io(error)) if error.kind() != std::io::ErrorKind::NotConnected => {
-            Ok(Some(unreadable(folder, about, &error.into()).node))
-        }
-        found => found,
-    }
 }
 
 /// The refusal of the file `about`, if it is refused.
@@ -109,7 +105,13 @@ fn node(folder: &Folder, about: &OsStr, metadata: &Metadata, refusal: &Refusal) 
         _ => attr,
     };
     let about = folder.location(about).into();
-    Node::new(key, attr, Refused { about, text })
+    let is_passing = !refusal.cause().is_lasting();
+    let refused = Refused {
+        about,
+        text,
+        is_passing,
+    };
+    Node::new(key, attr, refused)
 }
 
 /// One paragraph: which file, why, and what to do.
@@ -128,6 +130,8 @@ struct Refused {
     /// The file that it speaks of, for people.
     about: Arc<Path>,
     text: Arc<[u8]>,
+    /// The file could not be looked at.
+    is_passing: bool,
 }
 
 impl Form for Refused {
@@ -141,5 +145,9 @@ impl Form for Refused {
 
     fn is_refusal(&self) -> bool {
         true
+    }
+
+    fn is_passing(&self) -> bool {
+        self.is_passing
     }
 }
