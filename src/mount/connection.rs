@@ -1,0 +1,150 @@
+//! The connection between a FUSE mount and the process that serves it: which process
+//! that is, and the kernel's switch to end it whatever that process does.
+//!
+//! The kernel numbers connections as it does the devices of their mounts: N is the
+//! minor number of the device 0:N.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use super::mountinfo::{self, Mount};
+use super::process::{self, Process};
+
+/// Where fusectl(5) is mounted.
+const CONTROL: &str = "/sys/fs/fuse/connections";
+
+fn number(mount: &Mount) -> u64 {
+    libc::minor(mount.device).into()
+}
+
+/// Ends the connection of `mount`: every request that waits fails, and so does every
+/// later one.
+///
+/// # Errors
+/// There is no fusectl, the mount is another user's, or gone.
+pub fn abort(mount: &Mount) -> io::Result<()> {
+    let path = format!("{CONTROL}/{}/abort", number(mount));
+    let mut switch = OpenOptions::new().write(true).open(path)?;
+    // The number may be another connection's by now. What is open stays what it is.
+    if !mountinfo::mounts()?
+        .iter()
+        .any(|other| other.is_same(mount))
+    {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    switch.write_all(b"1")
+}
+
+/// A descriptor by whose name others find the process that serves `mount` where the
+/// kernel does not say which it is, before Linux 6.18.
+pub fn declare(mount: &Mount) -> io::Result<OwnedFd> {
+    let name = format!("{DECLARED}{}", number(mount));
+    Ok(memfd_create(name, MemfdFlags::CLOEXEC)?)
+}
+
+const DECLARED: &str = "stfs:";
+
+/// Which processes serve which connections, this one left out.
+#[derive(Debug)]
+pub struct Servers(Vec<Server>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Server {
+    pid: i32,
+    connection: u64,
+    /// Where only the process says so: whose it is.
+    claimed_by: Option<u32>,
+}
+
+impl Servers {
+    /// As far as this user may see them.
+    ///
+    /// # Errors
+    /// `/proc` is not there.
+    pub fn find() -> io::Result<Servers> {
+        Ok(Servers(process::others()?.flat_map(served_by).collect()))
+    }
+
+    /// The process that serves `mount`.
+    pub fn of(&self, mount: &Mount) -> Option<Process> {
+        let serves = |server: &&Server| {
+            // What a process says goes for mounts of its own user only.
+            let claimed = |user| mountinfo::user(mount) == Some(user);
+            server.connection == number(mount) && server.claimed_by.is_none_or(claimed)
+        };
+        // The number was not held when it was found.
+        let held = |server: &Server| {
+            let process = Process::hold(server.pid)?;
+            served_by(server.pid).contains(server).then_some(process)
+        };
+        self.0.iter().filter(serves).find_map(held)
+    }
+}
+
+fn served_by(pid: i32) -> Vec<Server> {
+    let (mut proven, mut claims, mut unsaid) = (vec![], vec![], false);
+    for open in process::descriptors(pid).unwrap_or_default() {
+        if is_device(&open.link) {
+            match open.info("fuse_connection") {
+                Some(connection) => proven.push(connection),
+                None => unsaid = true,
+            }
+        } else {
+            claims.extend(declared(&open.link));
+        }
+    }
+    proven.dedup();
+    let server = |claimed_by| {
+        move |connection| Server {
+            pid,
+            connection,
+            claimed_by,
+        }
+    };
+    match (proven.is_empty(), process::user(pid)) {
+        (true, Some(user)) if unsaid => claims.into_iter().map(server(Some(user))).collect(),
+        _ => proven.into_iter().map(server(None)).collect(),
+    }
+}
+
+/// Whether a descriptor is that of a FUSE server, wherever its mount namespace has the
+/// device.
+fn is_device(link: &Path) -> bool {
+    let name = link.file_name();
+    name.is_some_and(|name| name.as_bytes().starts_with(b"fuse"))
+}
+
+fn declared(link: &Path) -> Option<u64> {
+    let name = link.to_str()?.strip_prefix("/memfd:")?;
+    let name = name.strip_prefix(DECLARED)?;
+    name.strip_suffix(" (deleted)")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_by_what_it_declares() {
+        let line = b"97 1 0:44 / /mnt rw - fuse.stfs /models ro,user_id=0";
+        let mount = Mount::parse(line).unwrap();
+        let declaration = declare(&mount).unwrap();
+        let link = format!("/proc/self/fd/{}", declaration.as_raw_fd());
+        let link = std::fs::read_link(link).unwrap();
+        assert_eq!(declared(&link), Some(44));
+        assert_eq!(declared(Path::new("/memfd:other (deleted)")), None);
+    }
+
+    #[test]
+    fn a_connection_that_is_not_there_is_not_ended() {
+        let line = b"97 1 0:1048575 / /mnt rw - fuse.stfs /models ro,user_id=0";
+        assert!(abort(&Mount::parse(line).unwrap()).is_err());
+    }
+}
