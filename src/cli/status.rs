@@ -115,7 +115,9 @@ fn report(mount: &Mount, state: State, pid: Option<i32>) -> Value {
             ("dead", Some(why))
         }
         State::Stopped => {
-            let why = format!("its process is. Let it go on, or run: stfs umount --force {place}");
+            let why = format!(
+                "its process was stopped. Let it go on, or run: stfs umount --force {place}"
+            );
             ("stopped", Some(why))
         }
         State::NotAnswering(None) => {
@@ -139,18 +141,21 @@ fn print(report: &Value) {
     let text = |value: &Value| Printable(value.as_str().unwrap_or("none")).to_string();
     let number = |value: &Value| value.as_u64().unwrap_or_default();
     println!("{}", text(&report["mountpoint"]));
-    if !report["error"].is_null() {
-        println!(
+    match report["error"].as_str() {
+        Some(why) => println!(
             "  state       {}: {}",
             text(&report["state"]),
-            text(&report["error"])
-        );
-        println!("  source      {}", text(&report["source"]));
+            Printable(why)
+        ),
+        None => println!("  state       {}", text(&report["state"])),
+    }
+    println!("  source      {}", text(&report["source"]));
+    if let Some(pid) = report["pid"].as_u64() {
+        println!("  process     {pid}");
+    }
+    if !report["error"].is_null() {
         return;
     }
-    println!("  state       {}", text(&report["state"]));
-    println!("  source      {}", text(&report["source"]));
-    println!("  process     {}", number(&report["pid"]));
     for tier in ["native", "stream", "promoted"] {
         println!(
             "  {tier:<11} {} opened, {} served",

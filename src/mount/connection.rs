@@ -4,7 +4,7 @@
 //! The kernel numbers connections as it does the devices of their mounts: N is the
 //! minor number of the device 0:N.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -38,6 +38,13 @@ pub fn abort(mount: &Mount) -> io::Result<()> {
         return Err(io::ErrorKind::NotFound.into());
     }
     switch.write_all(b"1")
+}
+
+/// How many requests wait for their answers. 0 where this user may not know.
+pub fn waiting(mount: &Mount) -> u64 {
+    let waiting = fs::read_to_string(format!("{CONTROL}/{}/waiting", number(mount)));
+    let waiting = waiting.ok().and_then(|text| text.trim().parse().ok());
+    waiting.unwrap_or_default()
 }
 
 /// A descriptor by whose name others find the process that serves `mount` where the

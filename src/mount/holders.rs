@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::connection;
 use super::mountinfo::{self, Mount};
 use super::process;
 
@@ -25,6 +26,8 @@ pub struct Holders {
     /// The mounts that lie in it.
     mounts: Vec<PathBuf>,
     processes: Vec<Holder>,
+    /// Requests that have no answer yet: whoever made them may hold nothing else.
+    requests: u64,
 }
 
 /// A process, and the ways in which it holds the mount.
@@ -36,6 +39,12 @@ struct Holder {
 }
 
 impl Holders {
+    /// Whether nothing else is known to hold it than requests, which may be answered any
+    /// moment.
+    pub fn are_requests(&self) -> bool {
+        self.requests > 0 && self.mounts.is_empty() && self.processes.is_empty()
+    }
+
     /// Those of `mount`.
     pub fn of(mount: &Mount) -> Holders {
         let Ok(table) = mountinfo::mounts() else {
@@ -50,6 +59,7 @@ impl Holders {
             .filter(|point| point.starts_with(&mount.point))
             .cloned()
             .collect();
+        let requests = connection::waiting(mount);
         let (found, finds) = mpsc::channel();
         let mount = mount.clone();
         // Left behind where it does not end in time; it ends with this process then.
@@ -60,7 +70,11 @@ impl Holders {
         while let Ok(holder) = finds.recv_timeout(left()) {
             processes.push(holder);
         }
-        Holders { mounts, processes }
+        Holders {
+            mounts,
+            processes,
+            requests,
+        }
     }
 }
 
@@ -127,7 +141,17 @@ impl Display for Holders {
             let (command, pid) = (holder.command.escape_debug(), holder.pid);
             format!("{command} (process {pid}: {})", holder.ways.join(", "))
         });
-        let all: Vec<_> = mounts.chain(processes).collect();
+        let requests = (self.requests > 0).then(|| {
+            format!(
+                "whoever waits for {} requests to be answered",
+                self.requests
+            )
+        });
+        let all: Vec<_> = requests
+            .into_iter()
+            .chain(mounts)
+            .chain(processes)
+            .collect();
         match (all.len(), all.len().saturating_sub(NAMED)) {
             (0, _) => f.write_str("nothing that you can see; root sees the processes of all users"),
             (_, 0) => f.write_str(&all.join(", ")),
@@ -159,20 +183,23 @@ mod tests {
                 .ends_with("cat (process 10: open files, working directory)")
         );
         holders.mounts.push("/mnt/a/b".into());
+        holders.requests = 3;
         holders.processes.push(holder(11, "cat"));
         let said = holders.to_string();
         assert!(
-            said.starts_with("the mount at /mnt/a/b, cat (process 1: "),
+            said.starts_with(
+                "whoever waits for 3 requests to be answered, the mount at /mnt/a/b, cat ("
+            ),
             "{said}"
         );
-        assert!(said.ends_with(" and 2 more"), "{said}");
+        assert!(said.ends_with(" and 3 more"), "{said}");
     }
 
     #[test]
     fn a_command_cannot_pass_itself_off_as_more_than_its_name() {
         let holders = Holders {
-            mounts: vec![],
             processes: vec![holder(1, "a\u{1b}[2J\nb")],
+            ..Holders::default()
         };
         assert!(holders.to_string().starts_with("a\\u{1b}[2J\\nb ("));
     }

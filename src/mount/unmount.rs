@@ -5,7 +5,8 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
@@ -21,6 +22,9 @@ use super::state::Server;
 
 /// How long the process of an unmounted mount is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long requests are waited for that hold a mount.
+const PATIENCE_WITH_REQUESTS: Duration = Duration::from_secs(1);
 
 /// How long one is waited for that was killed.
 const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(2);
@@ -65,7 +69,7 @@ pub fn unmount(path: &Path, manner: Manner) -> Result<Option<PathBuf>, Error> {
     }
     let released = match manner {
         Manner::Lazy => release(&mount, Release::Used),
-        _ => release(&mount, Release::Unused),
+        _ => release_unused(&mount),
     };
     match released {
         Err(Error::Busy { .. }) if has_died(&mount) => return end(&mount, &server).map(|()| None),
@@ -161,6 +165,21 @@ enum Release {
     Used,
     /// Its connection has ended, or ends here.
     Severed,
+}
+
+/// Whoever only looks at it, as `stfs status` does, is waited for.
+fn release_unused(mount: &Mount) -> Result<(), Error> {
+    let deadline = Instant::now() + PATIENCE_WITH_REQUESTS;
+    loop {
+        match release(mount, Release::Unused) {
+            Err(Error::Busy { holders, .. })
+                if holders.are_requests() && Instant::now() < deadline =>
+            {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn release(mount: &Mount, release: Release) -> Result<(), Error> {
