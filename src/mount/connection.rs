@@ -134,19 +134,35 @@ fn declared(link: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
+    use std::process::Command;
 
     use super::*;
 
     #[test]
-    fn a_process_is_found_by_what_it_declares() {
-        let line = b"97 1 0:44 / /mnt rw - fuse.stfs /models ro,user_id=0";
-        let mount = Mount::parse(line).unwrap();
-        let declaration = declare(&mount).unwrap();
-        let link = format!("/proc/self/fd/{}", declaration.as_raw_fd());
-        let link = std::fs::read_link(link).unwrap();
-        assert_eq!(declared(&link), Some(44));
-        assert_eq!(declared(Path::new("/memfd:other (deleted)")), None);
+    fn where_the_kernel_does_not_say_it_the_process_does() {
+        let Ok(device) = OpenOptions::new().read(true).write(true).open("/dev/fuse") else {
+            return crate::skip::skip("no /dev/fuse");
+        };
+        let user = rustix::process::getuid().as_raw();
+        let mount = |user| {
+            let line = format!("97 1 0:44 / /mnt rw - fuse.stfs /models ro,user_id={user}");
+            Mount::parse(line.as_bytes()).unwrap()
+        };
+        // Of a device that is no mount's the kernel says nothing.
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .stdin(device)
+            .stdout(declare(&mount(user)).unwrap())
+            .spawn()
+            .unwrap();
+        let pid = child.id().try_into().unwrap();
+        let servers = Servers(served_by(pid));
+        let found = servers.of(&mount(user)).map(|process| process.pid());
+        // What it says of another user's mount is not believed.
+        let another = servers.of(&mount(user + 1)).is_some();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((found, another), (Some(pid), false));
     }
 
     #[test]
