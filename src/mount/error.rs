@@ -61,6 +61,9 @@ pub enum Error {
     NotPermitted(PathBuf),
     #[error("{}: unmounted, but its process {pid} is still there. Run: kill -9 {pid}", .path.display())]
     StillRunning { path: PathBuf, pid: i32 },
+    #[error("{}: unmounted, and its process {pid} killed, but that waits in the kernel, perhaps for its source",
+        .path.display())]
+    StillWaiting { path: PathBuf, pid: i32 },
     #[error("{}: unmounted, but its process {pid} is stopped. It ends when it goes on. Run: kill -CONT {pid}",
         .path.display())]
     StillStopped { path: PathBuf, pid: i32 },

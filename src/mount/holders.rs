@@ -143,7 +143,7 @@ impl Display for Holders {
         });
         let requests = (self.requests > 0).then(|| {
             format!(
-                "whoever waits for {} requests to be answered",
+                "whoever waits for its answers (requests: {})",
                 self.requests
             )
         });
@@ -188,7 +188,7 @@ mod tests {
         let said = holders.to_string();
         assert!(
             said.starts_with(
-                "whoever waits for 3 requests to be answered, the mount at /mnt/a/b, cat ("
+                "whoever waits for its answers (requests: 3), the mount at /mnt/a/b, cat ("
             ),
             "{said}"
         );

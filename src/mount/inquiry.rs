@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{ForkResult, fork};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::stdio::stdout;
 
 /// More than a mount has to say.
 const MOST: usize = 16 << 20;
@@ -73,9 +74,10 @@ impl Inquiry {
         // else: it allocates nothing and takes no lock.
         match unsafe { fork() }? {
             ForkResult::Child => {
-                let read = read_into(&path, writer.as_fd());
+                let pipe = keep_only(writer.as_fd());
+                let read = pipe.and_then(|()| read_into(&path, stdout()));
                 let error = read.map_or_else(|error| error.raw_os_error(), |()| 0);
-                let _ = write_all(writer.as_fd(), &error.to_le_bytes());
+                let _ = write_all(stdout(), &error.to_le_bytes());
                 // SAFETY: it ends this process, and runs nothing of its parent's.
                 unsafe { libc::_exit(0) }
             }
@@ -122,6 +124,20 @@ impl Drop for Inquiry {
         let _ = kill_process(self.process, Signal::KILL);
         let _ = waitpid(Some(self.process), WaitOptions::NOHANG);
     }
+}
+
+/// In the child: makes `pipe` its output and all that it has open. It may outlive its
+/// parent, whose caller waits for the end of what that has open.
+fn keep_only(pipe: BorrowedFd) -> rustix::io::Result<()> {
+    rustix::stdio::dup2_stdout(pipe)?;
+    // SAFETY: this process uses nothing but its output, and runs nothing that would.
+    unsafe {
+        libc::close(libc::STDIN_FILENO);
+        libc::close(libc::STDERR_FILENO);
+        // Without close_range(2) those stay open that end at the next exec(2).
+        libc::close_range(libc::STDERR_FILENO as u32 + 1, u32::MAX, 0);
+    }
+    rustix::process::chdir(c"/")
 }
 
 /// In the child: hands on what is in the file.

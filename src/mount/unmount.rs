@@ -79,28 +79,21 @@ pub fn unmount(path: &Path, manner: Manner) -> Result<Option<PathBuf>, Error> {
     if manner == Manner::Lazy || elsewhere.is_some() {
         return Ok(elsewhere.map(|mount| mount.point));
     }
-    match &server {
-        Server::Stopped(process) => Err(Error::StillStopped {
+    match (&server, server.process()) {
+        (Server::Stopped(process), _) => Err(Error::StillStopped {
             path: path.to_owned(),
             pid: process.pid(),
         }),
-        server => has_ended(server.process(), PATIENCE, path),
+        (_, Some(process)) if !process.ends_within(PATIENCE) => Err(Error::StillRunning {
+            path: path.to_owned(),
+            pid: process.pid(),
+        }),
+        _ => Ok(None),
     }
-    .map(|()| None)
 }
 
 fn has_died(mount: &Mount) -> bool {
     Server::of(mount).is_ok_and(|server| server.is_dead(mount))
-}
-
-fn has_ended(process: Option<&Process>, patience: Duration, path: &Path) -> Result<(), Error> {
-    match process {
-        Some(process) if !process.ends_within(patience) => Err(Error::StillRunning {
-            path: path.to_owned(),
-            pid: process.pid(),
-        }),
-        _ => Ok(()),
-    }
 }
 
 /// Ends the mount and its process, whatever it does.
@@ -120,7 +113,13 @@ fn end(mount: &Mount, server: &Server) -> Result<(), Error> {
 fn kill(process: &Process, path: &Path) -> Result<(), Error> {
     let killed = process.kill();
     killed.map_err(Error::io(path, "kill its process"))?;
-    has_ended(Some(process), PATIENCE_AFTER_KILL, path)
+    match process.ends_within(PATIENCE_AFTER_KILL) {
+        true => Ok(()),
+        false => Err(Error::StillWaiting {
+            path: path.to_owned(),
+            pid: process.pid(),
+        }),
+    }
 }
 
 /// Ends the connection of `mount`, and then takes every mount of its file system out of

@@ -1,6 +1,6 @@
-"""A FUSE server whose process cannot end, by the kernel's own rules: `stuck_server.py MOUNTPOINT [USER]`.
+"""A FUSE server that hangs, and whose process cannot end by the kernel's own rules: `stuck_server.py MOUNTPOINT [USER]`.
 
-It never answers a READ, which keeps the page locked, and then stores into that page: the storing thread waits in the
+It says nothing of itself. It never answers a READ either, which keeps the page locked, and then stores into that page: the storing thread waits in the
 kernel, where no signal reaches it, until the connection is aborted. The mount passes for one of stfs, of that user.
 """
 
@@ -34,6 +34,8 @@ def serve(device):
         body, error = b"", 0
         if opcode == INIT:
             body = struct.pack("<IIIIHHIIHHI28x", 7, 31, 0, 0, 12, 9, 1 << 16, 1, 0, 0, 0)
+        elif opcode == LOOKUP and request[HEADER.size :] == b".stfs\0":
+            continue
         elif opcode == LOOKUP and request[HEADER.size :] == b"file\0":
             body = struct.pack("<QQQQII", FILE, 0, 60, 60, 0, 0) + attributes(FILE)
         elif opcode == GETATTR:

@@ -274,6 +274,19 @@ def stuck(mount, user=0):
             mount.clear()
 
 
+@needs_root
+def test_a_mount_that_does_not_answer(mount):
+    with stuck(mount) as server:
+        assert mount.state() == "not answering"
+        result = mount.mount(check=False)
+        assert result.returncode == 1 and "already mounted" in result.stderr, result.stderr
+        result = mount.umount(check=False)
+        assert result.returncode == 1 and "in use" in result.stderr, result.stderr
+        mount.umount("--force")
+        assert not is_mounted(mount.point)
+        server.wait(timeout=60)
+
+
 @contextlib.contextmanager
 def stuck_and_killed(mount):
     with stuck(mount) as server, running("cat", mount.point / "file") as reader:
