@@ -12,7 +12,7 @@ use super::mountinfo::{self, Mount};
 use super::process::{Activity, Process};
 
 /// How long mounts have for saying what they do: all of them together.
-const LIMIT: Duration = Duration::from_millis(1500);
+const LIMIT: Duration = Duration::from_millis(1200);
 
 /// What a mount says of itself, below its root.
 const REPORT: &str = ".stfs/status.json";
