@@ -45,7 +45,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     match compare(arguments) {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Failure::Different),
+        Ok(false) => Err(Failure::No),
         Err(Failure::Failed(error)) => Err(Failure::Trouble(error)),
         Err(failure) => Err(failure),
     }

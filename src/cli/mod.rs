@@ -74,8 +74,9 @@ enum Failure {
     Usage(String),
     /// It could not be done. Exit status 1.
     Failed(Box<dyn Error + Send + Sync>),
-    /// It was done, and what was compared is not the same: that was said. Exit status 1.
-    Different,
+    /// It was done, and the answer, which was given, is no: not the same, not alive.
+    /// Exit status 1.
+    No,
     /// A signal of this number ended it. Exit status 128 more than that, as shells have it.
     Interrupted(u8),
     /// It could not be done, where 1 says something else. Exit status 2.
@@ -169,7 +170,7 @@ pub fn run() -> ExitCode {
             say(error);
             ExitCode::FAILURE
         }
-        Err(Failure::Different) => ExitCode::FAILURE,
+        Err(Failure::No) => ExitCode::FAILURE,
         Err(Failure::Interrupted(signal)) => ExitCode::from(signal.saturating_add(128)),
         Err(Failure::Trouble(error)) => {
             say(error);

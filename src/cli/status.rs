@@ -4,16 +4,23 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::BinaryBytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::{Failure, Printable};
-use crate::mount::stfs_mounts;
+use crate::mount::{self, Mount, State};
 
-/// Show what the mounts do: open files, bytes served, the cache
+/// Show what the mounts do: whether they live, open files, bytes served, the cache
+///
+/// A mount is live, dead (its process is gone), stopped (its process is, as by Ctrl-Z),
+/// not answering, or another user's who keeps you out. This takes two seconds at most.
 #[derive(Args)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Exit status: 0 when all mounts that were asked for live, else 1.
+
+Examples:
   stfs status
-  stfs status --json /mnt/models")]
+  stfs status --json /mnt/models"
+)]
 pub struct Arguments {
     /// Where the mount is [default: all mounts of this machine]
     mountpoint: Option<PathBuf>,
@@ -48,33 +55,23 @@ pub fn source_of(path: &Path) -> Option<PathBuf> {
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let mounts = stfs_mounts()?;
     let wanted = match &arguments.mountpoint {
-        Some(place) => {
-            let absolute = std::path::absolute(place)?;
-            let place = place.canonicalize().unwrap_or(absolute);
-            if !mounts.contains(&place) {
-                return Err(Error::NoMount(place).into());
-            }
-            vec![place]
+        Some(path) => {
+            let place = mount::locate(path)?;
+            let mount = mount::mount_at(&place)?;
+            let mount = mount.filter(Mount::is_stfs);
+            vec![mount.ok_or(Error::NoMount(place))?]
         }
-        None => mounts,
+        None => mount::stfs_mounts()?,
     };
-    let mut reports = Vec::new();
-    for place in &wanted {
-        let mut report = match read(place) {
-            Ok(report) => report,
-            // The others are still worth knowing.
-            Err(Failure::Failed(error)) if arguments.mountpoint.is_none() => {
-                json!({"error": error.to_string()})
-            }
-            Err(error) => return Err(error),
-        };
-        if let Some(report) = report.as_object_mut() {
-            report.insert("mountpoint".into(), place.to_string_lossy().into());
-        }
-        reports.push(report);
-    }
+    let states = mount::states(&wanted)?;
+    let all_live = states
+        .iter()
+        .all(|(state, _)| matches!(state, State::Live(_)));
+    let reports = wanted.iter().zip(states);
+    let mut reports: Vec<_> = reports
+        .map(|(mount, (state, pid))| report(mount, state, pid))
+        .collect();
     if arguments.json {
         let one = arguments.mountpoint.is_some();
         let all = match (one, reports.pop()) {
@@ -90,19 +87,75 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         reports.iter().for_each(print);
     }
-    Ok(())
+    match all_live {
+        true => Ok(()),
+        false => Err(Failure::No),
+    }
+}
+
+/// What a mount says of itself, and how it is.
+fn report(mount: &Mount, state: State, pid: Option<i32>) -> Value {
+    let place = mount.point.to_string_lossy();
+    let mut report = Map::new();
+    report.insert("source".into(), mount.source.to_string_lossy().into());
+    report.insert("pid".into(), pid.into());
+    let (word, why) = match state {
+        State::Live(said) => match serde_json::from_slice::<Map<_, _>>(&said) {
+            Ok(said) => {
+                report.extend(said);
+                ("live", None)
+            }
+            Err(_) => {
+                let why = Error::Strange(mount.point.clone());
+                ("live", Some(why.to_string()))
+            }
+        },
+        State::Dead => {
+            let why = format!("its process is gone. Run: stfs umount {place}");
+            ("dead", Some(why))
+        }
+        State::Stopped => {
+            let why = format!(
+                "its process was stopped. Let it go on, or run: stfs umount --force {place}"
+            );
+            ("stopped", Some(why))
+        }
+        State::NotAnswering(None) => {
+            let why = format!(
+                "it or its source is busy or hangs. To end it: stfs umount --force {place}"
+            );
+            ("not answering", Some(why))
+        }
+        State::NotAnswering(Some(error)) => ("not answering", Some(error.to_string())),
+        State::AnotherUsers => ("another user's", Some("it does not let you in".to_owned())),
+    };
+    report.insert("mountpoint".into(), place.into());
+    report.insert("state".into(), word.into());
+    if let Some(why) = why {
+        report.insert("error".into(), why.into());
+    }
+    Value::Object(report)
 }
 
 fn print(report: &Value) {
-    let text = |value: &Value| value.as_str().unwrap_or("none").to_string();
+    let text = |value: &Value| Printable(value.as_str().unwrap_or("none")).to_string();
     let number = |value: &Value| value.as_u64().unwrap_or_default();
     println!("{}", text(&report["mountpoint"]));
-    if let Some(error) = report["error"].as_str() {
-        println!("  {error}");
-        return;
+    match report["error"].as_str() {
+        Some(why) => println!(
+            "  state       {}: {}",
+            text(&report["state"]),
+            Printable(why)
+        ),
+        None => println!("  state       {}", text(&report["state"])),
     }
     println!("  source      {}", text(&report["source"]));
-    println!("  process     {}", number(&report["pid"]));
+    if let Some(pid) = report["pid"].as_u64() {
+        println!("  process     {pid}");
+    }
+    if !report["error"].is_null() {
+        return;
+    }
     for tier in ["native", "stream", "promoted"] {
         println!(
             "  {tier:<11} {} opened, {} served",

@@ -466,7 +466,7 @@ mod tests {
         let requests = thread::spawn(|| session.run());
         // Of one thread; the second time shows that it lived on.
         let errors = [0, 1].map(|_| fs::metadata(dir.path().join("x")).unwrap_err());
-        unmount::detach(dir.path()).unwrap();
+        unmount::unmount(dir.path(), unmount::Manner::Lazy).unwrap();
         requests.join().unwrap().unwrap();
         assert_eq!(
             errors.map(|error| error.raw_os_error()),

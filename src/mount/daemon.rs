@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, PipeReader, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::panic;
 use std::path::{Path, PathBuf};
@@ -23,10 +23,12 @@ use super::device::{self, Attributes};
 use super::error::Error;
 use super::forget::{self, Kernel};
 use super::logging::{self, Log};
+use super::mountinfo::{self, Mount};
 use super::mountpoint::{self, MountPoint};
 use super::options::Access;
+use super::state::Server;
 use super::watch::Watcher;
-use super::{kernel, mountinfo, unmount};
+use super::{connection, kernel, unmount};
 use crate::cache::Directory;
 use crate::view::{self, View};
 
@@ -295,7 +297,7 @@ impl Prepared {
             ready(problem.as_deref())
         });
         if let Err(why) = answers {
-            mounted.detach();
+            mounted.end();
             return Err(failed("use the new mount")(why));
         }
 
@@ -307,7 +309,7 @@ impl Prepared {
         match signal {
             Some(signal) => {
                 info!("signal {signal}: unmounting {}", place.display());
-                mounted.detach();
+                mounted.end();
                 Ok(())
             }
             None => {
@@ -352,34 +354,43 @@ fn watching_by(device: File, incoming: Option<PathBuf>) -> io::Result<Option<Wat
 }
 
 /// The mount of this process.
-struct Mounted<'a> {
-    place: &'a Path,
-    device: Option<u64>,
+struct Mounted {
+    mount: Option<Mount>,
+    /// For as long as this process serves it.
+    _declaration: Option<OwnedFd>,
 }
 
-impl<'a> Mounted<'a> {
-    fn find(place: &'a Path) -> Self {
+impl Mounted {
+    fn find(place: &Path) -> Self {
         let mount = mountinfo::mount_at(place).ok().flatten();
+        let mount = mount.filter(Mount::is_stfs);
         Self {
-            place,
-            device: mount.filter(mountinfo::is_stfs).map(|mount| mount.device),
+            _declaration: mount.as_ref().and_then(|it| connection::declare(it).ok()),
+            mount,
         }
     }
 
-    /// Takes the mount, which this process still serves, out of the directory
-    /// tree, wherever it is by now.
-    fn detach(&self) {
-        if let Some(device) = self.device {
-            report(unmount::detach_device(device));
-        }
+    /// Ends the mount, which this process still serves, wherever it is by now.
+    fn end(&self) {
+        self.sever_if(|server, _| server.process().is_none());
     }
 
     /// Takes away what may be left of the mount when the kernel has ended the
     /// connection. Usually that is nothing, and then a new mount may be here
-    /// already, even under the same device number: hence only a dead one goes.
+    /// already, even under the same numbers: hence only a dead one goes.
     fn clear(&self) {
-        if mountinfo::is_dead(self.place) {
-            report(unmount::detach(self.place));
+        self.sever_if(Server::is_dead);
+    }
+
+    /// `server` is what other process serves the mount.
+    fn sever_if(&self, condition: impl Fn(&Server, &Mount) -> bool) {
+        let Some(mount) = &self.mount else {
+            return;
+        };
+        let mounts = mountinfo::stfs_mounts().unwrap_or_default();
+        let is_left = mounts.iter().any(|other| other.is_same(mount));
+        if is_left && Server::of(mount).is_ok_and(|server| condition(&server, mount)) {
+            report(unmount::sever(mount, None));
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::holders::Holders;
 use crate::view;
 
 #[derive(Debug, thiserror::Error)]
@@ -53,13 +54,25 @@ pub enum Error {
     NotMounted(PathBuf),
     #[error("{}: a mount of type {fs_type}, not one of stfs. Use umount(8)", .path.display())]
     NotStfs { path: PathBuf, fs_type: String },
-    #[error("{}: in use. Close what is open in it (lsof +f -- {} lists it), or detach it with --lazy",
-        .0.display(), .0.display())]
-    Busy(PathBuf),
+    #[error("{}: in use by {holders}. End that, detach the mount with --lazy, or end it with --force",
+        .path.display())]
+    Busy { path: PathBuf, holders: Holders },
     #[error("{}: not permitted. Unmount it as root or as the user who mounted it", .0.display())]
     NotPermitted(PathBuf),
-    #[error("{}: unmounted, but its process {pid} is still there", .path.display())]
-    StillRunning { path: PathBuf, pid: libc::pid_t },
+    #[error("{}: unmounted, but its process {pid} is still there. Run: kill -9 {pid}", .path.display())]
+    StillRunning { path: PathBuf, pid: i32 },
+    #[error("{}: unmounted, and its process {pid} killed, but that waits in the kernel, perhaps for its source",
+        .path.display())]
+    StillWaiting { path: PathBuf, pid: i32 },
+    #[error("{}: unmounted, but its process {pid} is stopped. It ends when it goes on. Run: kill -CONT {pid}",
+        .path.display())]
+    StillStopped { path: PathBuf, pid: i32 },
+    #[error("{}: its process {pid} waits in the kernel, and only root can free it. \
+        Run as root: stfs umount {}", .path.display(), .path.display())]
+    Held { path: PathBuf, pid: i32 },
+    #[error("{}: already mounted, and its process {pid} is stopped. Let it go on (kill -CONT {pid}), \
+        or end it: stfs umount --force {}", .path.display(), .path.display())]
+    Stopped { path: PathBuf, pid: i32 },
 
     #[error("{}: cannot {what}: {why}", .path.display())]
     Io {

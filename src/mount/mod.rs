@@ -10,6 +10,9 @@
 //! mountpoint  where a mount may go
 //! device      making a mount       unmount    ending it
 //! mountinfo   which mounts there are
+//! state       whether they live    inquiry    asking those that may not answer
+//! connection  who serves a mount   holders    who uses it
+//! process     other processes
 //! options     the words of -o      logging    where the log goes
 //! prefault    pages stored ahead   drop_behind  pages that are there twice
 //! listings    listings being read
@@ -18,6 +21,7 @@
 //! ```
 
 mod adapter;
+mod connection;
 mod daemon;
 mod deadlines;
 mod device;
@@ -26,7 +30,9 @@ mod errno;
 mod error;
 mod forget;
 mod handles;
+mod holders;
 mod inodes;
+mod inquiry;
 mod kernel;
 mod listings;
 mod logging;
@@ -36,13 +42,16 @@ mod names;
 mod operations;
 pub mod options;
 mod prefault;
+mod process;
+mod state;
 mod unmount;
 mod watch;
 mod xattr;
 
 pub use daemon::{Config, Prepared};
 pub use error::Error;
-pub use mountinfo::{mount_of, stfs_mounts};
+pub use mountinfo::{Mount, locate, mount_at, mount_of, stfs_mounts};
 pub use options::Access;
-pub use unmount::unmount;
+pub use state::{State, states};
+pub use unmount::{Manner, unmount};
 pub use xattr::xattr;

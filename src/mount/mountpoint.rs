@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::mountinfo::{self, Mount};
+use super::state::Server;
 use super::unmount;
 
 /// A directory that is fit to be mounted on.
@@ -13,26 +14,33 @@ use super::unmount;
 pub struct MountPoint {
     /// Absolute, free of symbolic links.
     pub path: PathBuf,
-    /// A mount whose process is gone was here and has been detached.
+    /// A mount whose process is gone was here and has been taken away.
     pub cleared: bool,
 }
 
 /// Makes `path` fit to be mounted on: creates the directory where only its last
-/// component is missing, and detaches an stfs mount whose process is gone.
+/// component is missing, and takes an stfs mount away whose process is gone.
 /// `source` must be absolute and free of symbolic links.
 ///
 /// # Errors
 /// The place is unfit; nothing has been changed then, but for a dead mount.
 pub fn prepare(path: &Path, source: &Path, nonempty: bool) -> Result<MountPoint, Error> {
     let io_error = |what| Error::io(path, what);
-    let place = mountinfo::locate(path)?;
+    let mut place = mountinfo::locate(path)?;
     let mut cleared = false;
-    while let Some(mount) = mountinfo::mount_at(&place).map_err(io_error("read the mount table"))? {
-        if !mountinfo::is_stfs(&mount) || !mountinfo::is_dead(&place) {
-            return Err(already_mounted(path, &mount));
+    loop {
+        let mount = mountinfo::mount_at(&place).map_err(io_error("read the mount table"))?;
+        if let Some(mount) = mount {
+            clear(path, &mount)?;
+            cleared = true;
+            continue;
         }
-        unmount::detach(&place)?;
-        cleared = true;
+        // What lies in the file system of another process may be a link.
+        let settled = canonical(&place).map_err(io_error("look at it"))?;
+        if settled == place {
+            break;
+        }
+        place = settled;
     }
     if place.starts_with(source) && place != source {
         return Err(Error::InsideSource {
@@ -66,12 +74,38 @@ pub fn prepare(path: &Path, source: &Path, nonempty: bool) -> Result<MountPoint,
     })
 }
 
+/// Takes a mount away whose process is gone.
+fn clear(path: &Path, mount: &Mount) -> Result<(), Error> {
+    if !mount.is_stfs() {
+        return Err(already_mounted(path, mount));
+    }
+    let server = Server::of(mount).map_err(Error::io(path, "look for the process of its mount"))?;
+    match &server {
+        Server::Stopped(process) => Err(Error::Stopped {
+            path: path.to_owned(),
+            pid: process.pid(),
+        }),
+        server if server.is_dead(mount) => unmount::sever(mount, server.process()),
+        _ => Err(already_mounted(path, mount)),
+    }
+}
+
+/// `path` without symbolic links. Its last component may be missing.
+fn canonical(path: &Path) -> io::Result<PathBuf> {
+    match (fs::canonicalize(path), path.parent(), path.file_name()) {
+        (Err(error), Some(parent), Some(name)) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(fs::canonicalize(parent)?.join(name))
+        }
+        (result, ..) => result,
+    }
+}
+
 fn already_mounted(path: &Path, mount: &Mount) -> Error {
     Error::AlreadyMounted {
         path: path.to_owned(),
         fs_type: mount.fs_type.to_string_lossy().into_owned(),
         source_name: mount.source.to_string_lossy().into_owned(),
-        umount: if mountinfo::is_stfs(mount) {
+        umount: if mount.is_stfs() {
             "stfs umount"
         } else {
             "umount"

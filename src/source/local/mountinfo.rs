@@ -23,6 +23,8 @@ pub struct Mount {
     pub fs_type: OsString,
     /// The first field of `/proc/mounts`: a device, a server, or a name.
     pub source: OsString,
+    /// Those of the file system itself, separated by commas.
+    pub options: OsString,
 }
 
 /// All mounts, each after those it may cover. Lines that are none are passed over.
@@ -36,6 +38,11 @@ impl Mount {
     /// Whether it is one of stfs.
     pub fn is_stfs(&self) -> bool {
         self.fs_type == FS_TYPE
+    }
+
+    /// Whether this is that mount, perhaps moved meanwhile.
+    pub fn is_same(&self, other: &Mount) -> bool {
+        (self.id, self.device) == (other.id, other.device)
     }
 
     /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
@@ -55,6 +62,7 @@ impl Mount {
             point,
             fs_type: unescape(fields.next()?),
             source: unescape(fields.next()?),
+            options: unescape(fields.next()?),
         })
     }
 }
@@ -97,6 +105,7 @@ mod tests {
         let line = Mount::parse(line).unwrap();
         assert_eq!(line.point, Path::new("/mnt/a b\\c"));
         assert_eq!(line.source, "/models,\nx#");
+        assert_eq!(line.options, "ro,user_id=0");
 
         let unnamed = Mount::parse(b"98 1 0:45 / /plain rw - tmpfs  rw").unwrap();
         assert_eq!(unnamed.source, "");
