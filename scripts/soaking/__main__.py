@@ -15,7 +15,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 
 from . import __doc__ as description
-from . import growth
 from .run import Run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -73,7 +72,7 @@ def table(run, seconds):
     line("wrong bytes", len(run.wrong))
     line("hangs", len(run.hangs))
     line("failures", len(run.failures))
-    for title, before, after, too_much in growth.rows(*run.sizes):
+    for title, before, after, too_much in run.figures:
         line(title, f"{before} -> {after}{'  GROWN' if too_much else ''}")
     bad = run.wrong or run.hangs or run.failures or run.grown
     print("FAILED" if bad else "passed")

@@ -1,5 +1,7 @@
 """What the steady mount's process holds, and what is left in the cache directory once that was cleared."""
 
+import collections
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,17 @@ def measure(pid, cache):
         threads=int(status["Threads"]),
         files=sum(len(files) for _, _, files in os.walk(cache)),
     )
+
+
+def descriptors(pid):
+    """What most of the process's descriptors are, and how many of each directory."""
+    counts = collections.Counter()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = os.readlink(descriptor)
+            deleted = " (deleted)" if target.endswith(" (deleted)") else ""
+            counts[os.path.dirname(target) + deleted if target.startswith("/") else target] += 1
+    return counts.most_common(8)
 
 
 def rows(before, after):

@@ -40,7 +40,8 @@ def observing(path, reader, observations):
     try:
         yield observation
         observation.opened = observation.opened or time.monotonic()
-    except (OSError, SafetensorError) as error:
+    # RuntimeError is how torch says that it cannot open a file.
+    except (OSError, SafetensorError, RuntimeError) as error:
         number = getattr(error, "errno", None)
         observation.error = f"{type(error).__name__}: {os.strerror(number) if number else error}"
     observation.ended = time.monotonic()

@@ -44,6 +44,10 @@ TROUBLED_OPTIONS = [
 STEADY_OPTIONS = ["--cache-size", "40M"]
 
 
+class Hopeless(Exception):
+    """A hang that nothing ends but the end of the mounts."""
+
+
 @dataclass
 class Operation:
     """What a worker is asked, and what is to be done with its answer."""
@@ -87,6 +91,7 @@ class Run:
         self.counts, self.errors = collections.Counter(), collections.Counter()
         self.wrong, self.hangs, self.failures = [], [], []
         self.sizes, self.answers, self.workers = [], {}, []
+        self.recent = collections.deque(maxlen=8)
         self.worker_count = worker_count
 
     # The whole
@@ -94,11 +99,14 @@ class Run:
     def go(self, seconds):
         self._begin()
         began = time.monotonic()
-        self._work_until(began + seconds / 10)
-        self._rest_and_measure()
-        self._work_until(began + seconds)
-        self._rest_and_measure()
-        self._check_that_the_former_end()
+        try:
+            self._work_until(began + seconds / 10)
+            self._rest_and_measure()
+            self._work_until(began + seconds)
+            self._rest_and_measure()
+            self._check_that_the_former_end()
+        except Hopeless as hopeless:
+            self._fail(str(hopeless))
 
     def _begin(self):
         for path in (self.source, self.expected, self.spare):
@@ -117,7 +125,12 @@ class Run:
 
     @property
     def grown(self):
-        return [title for title, _, _, too_much in growth.rows(*self.sizes) if too_much]
+        return [title for title, _, _, too_much in self.figures if too_much]
+
+    @property
+    def figures(self):
+        """Of the growth; none if the run did not come to its end."""
+        return list(growth.rows(*self.sizes)) if len(self.sizes) == 2 else []
 
     def close(self):
         """Leaves no process and no mount behind, whatever state they are in."""
@@ -169,6 +182,8 @@ class Run:
     def _take(self, worker):
         operation, asked = worker.operation, worker.asked
         self.counts[operation.kind] += 1
+        if not operation.kind.startswith(("read", "list")):
+            self.recent.append(operation.kind)
         try:
             answer = worker.answer()
         except Died as died:
@@ -191,13 +206,14 @@ class Run:
         if waited > HOPELESS_S:
             worker.kill()
         if waited > HOPELESS_S + PATIENCE_S:
-            for _, connection in list(commands.mounts_below(self.directory)):
-                commands.abort(connection)
+            raise Hopeless(f"{operation.kind} cannot even be killed: the mounts are aborted, and the run ends")
 
     def _rest_and_measure(self):
         self.stfs.cache_command("clear")
         time.sleep(REST_S)
         self.sizes.append(growth.measure(self.steady.pid, self.stfs.cache))
+        if self.grown:
+            self.say(f"the steady mount's process has open: {growth.descriptors(self.steady.pid)}")
 
     def _check_that_the_former_end(self):
         """A process whose mount was taken away ends with its last reader, and nobody reads any more."""
@@ -406,7 +422,8 @@ class Run:
             if seen.error:
                 self.errors[seen.error[:70]] += 1
                 if not self._may_fail(mount, file, seen, since):
-                    self._fail(f"{seen.path}: {seen.error}, and nothing had changed")
+                    what = "read" if seen.opened else "opened"
+                    self._fail(f"{seen.path}, {what} by {seen.reader} in {mount.point.name}: {seen.error}; it is unchanged")
             if seen.parts:
                 self.counts["parts compared"] += len(seen.parts)
                 if not any(self._is(value, seen.parts) for value in values):
@@ -512,7 +529,8 @@ class Run:
         self._report("HANG", self.hangs)
 
     def _fail(self, what):
-        self.failures.append(what)
+        under_way = [worker.operation.kind for worker in self.workers if worker.operation]
+        self.failures.append(f"{what} (just ended: {', '.join(self.recent)}; under way: {', '.join(under_way)})")
         self._report("FAILED", self.failures)
 
     def _report(self, title, reports):
