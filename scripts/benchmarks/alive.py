@@ -49,7 +49,8 @@ def inflating(bench):
     report.row(STAT, "s", looks)
     worst = report.row(LONGEST, "s", longest)
     report.row("the readers, until the last is done", "s", reading)
-    report.goal(f"stat of another file while {size / 1e6:,.0f} MB inflate, the longest", at_most(0.1, "s"), worst.median)
+    question = f"stat of another file while {size / 1e6:,.0f} MB inflate, the longest"
+    report.goal(question, at_most(0.1, "s"), worst.median)
 
 
 def hanging(bench):

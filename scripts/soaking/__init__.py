@@ -13,8 +13,10 @@ choose at random between
 Whatever was read is held against what may have been there between the beginning and the end: the bytes that
 safetensors itself writes of the tensors that torch saved, for each version of the file that was current then. An error
 is right where the file changed in that time or the mount was in trouble, and nowhere else; wrong bytes never are.
-Everything must answer within some seconds, in which the mount's process was not stopped; and from the first tenth of
-the run to its end the steady mount's process must not grow, nor what is left in the cache directory after it is cleared.
+Everything must answer within some seconds, in which the mount's process was not stopped. From the first tenth of the
+run to its end the steady mount's process must not grow, nor what is left in the cache directory after it is cleared.
+
+A seed gives the same choices again; what is under way together is another matter.
 
 * contents: versions of checkpoints, and what safetensors makes of each
 * timeline: which versions may be seen when, and which errors

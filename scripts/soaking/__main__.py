@@ -30,7 +30,7 @@ def main():
     )
     parser.add_argument("--seconds", type=float, help="how long (default: 60)")
     parser.add_argument("--minutes", type=float, help="the same in minutes")
-    parser.add_argument("--seed", default="random", help="a number, or `random` (default). It is printed, and gives the same choices; what is under way together differs")
+    parser.add_argument("--seed", default="random", help="a number, or `random` (default); it is printed")
     parser.add_argument("--workers", type=int, default=8, help="operations at once (default: 8)")
     parser.add_argument("--stfs", type=Path, help="the program (default: $STFS, or target/release/stfs)")
     parser.add_argument("--dir", type=Path, help="where to work (default: a temporary directory)")

@@ -19,7 +19,12 @@ class Size:
 
 # By how much a process may have grown that fills its own caches later than in the first tenth.
 ALLOWED = Size(memory=48 * MIB, descriptors=48, threads=4, files=16)
-TITLES = Size("memory of the steady mount's process, MiB", "its descriptors", "its threads", "files in the cleared cache")
+TITLES = Size(
+    memory="memory of the steady mount's process, MiB",
+    descriptors="its descriptors",
+    threads="its threads",
+    files="files in the cleared cache",
+)
 
 
 def measure(pid, cache):

@@ -422,8 +422,8 @@ class Run:
             if seen.error:
                 self.errors[seen.error[:70]] += 1
                 if not self._may_fail(mount, file, seen, since):
-                    what = "read" if seen.opened else "opened"
-                    self._fail(f"{seen.path}, {what} by {seen.reader} in {mount.point.name}: {seen.error}; it is unchanged")
+                    what = f"{'read' if seen.opened else 'opened'} by {seen.reader} in {mount.point.name}"
+                    self._fail(f"{seen.path}, {what}: {seen.error}; it is unchanged")
             if seen.parts:
                 self.counts["parts compared"] += len(seen.parts)
                 if not any(self._is(value, seen.parts) for value in values):
@@ -515,10 +515,11 @@ class Run:
         return self.versions
 
     def _wrong(self, seen, values):
-        parts = {
-            value: [part for part, answer in seen.parts if not self._is(value, [(part, answer)])][:3] for value in values
-        }
-        ending = f", then {seen.error}" if seen.error else ""
+        parts = {value: [one for one, answer in seen.parts if not self._is(value, [(one, answer)])] for value in values}
+        # Of which version they are instead.
+        known = [state.value for state in self.files[seen.path].states if isinstance(state.value, int)]
+        of = {part[1:]: [value for value in known if self._is(value, [(part, answer)])] for part, answer in seen.parts}
+        ending = f", which are of {of}" + (f", then {seen.error}" if seen.error else "")
         last = f"last changed by {self.files[seen.path].how}"
         self.wrong.append(f"{seen.path} by {seen.reader}: of these versions differ {parts}{ending} ({last})")
         self._report("WRONG BYTES", self.wrong)

@@ -59,7 +59,7 @@ class State(Interval):
 
 @dataclass
 class File:
-    """One path of the source. From the beginning of a change to its end the file may be as before, as after, or wrong."""
+    """One path of the source. From the beginning of a change to its end it may be as before, as after, or an error."""
 
     kind: str
     states: list = field(default_factory=lambda: [State(0.0)])
