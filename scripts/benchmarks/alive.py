@@ -34,7 +34,10 @@ def inflating(bench):
     for _ in range(bench.rounds):
         with bench.stfs.mounted(model.source, *bench.stfs.streaming) as mount_point:
             began = time.perf_counter()
-            with cats([mount_point / "model.safetensors"] * READERS) as readers:
+            # Each begins at a place of its own: the kernel has nothing that others asked for.
+            tails = [size * number // READERS for number in range(1, READERS + 1)]
+            commands = [["tail", "-c", tail, mount_point / "model.safetensors"] for tail in tails]
+            with running(commands) as readers:
                 times = []
                 for number in range(1000):
                     times.append(reads.seconds(os.stat, mount_point / f"{number}.txt"))
@@ -66,7 +69,7 @@ def hanging(bench):
     for _ in range(bench.rounds):
         with bench.stfs.mounted(model.source, *bench.stfs.streaming) as inner:
             with bench.stfs.mounted(inner, *bench.stfs.streaming) as outer, stopped(stfs.daemon_of(inner)):
-                with cats([outer / "model.safetensors"] * READERS):
+                with running([["cat", outer / "model.safetensors"]] * READERS):
                     # The kernel's second for what it knows is over.
                     time.sleep(1.2)
                     commands = {
@@ -102,13 +105,13 @@ def idle(bench):
 
 
 @contextlib.contextmanager
-def cats(paths):
-    readers = [subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL) for path in paths]
+def running(commands):
+    processes = [subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL) for words in commands]
     try:
-        yield readers
+        yield processes
     finally:
-        for reader in readers:
-            reader.kill()
+        for process in processes:
+            process.kill()
 
 
 @contextlib.contextmanager
