@@ -8,6 +8,11 @@
 * reading: reads of a shown file, buffered and O_DIRECT, with cat, dd and fio, against the native file
 * cold: the whole file from the disk, against reading the checkpoint itself
 * memory: the background process of the mount while models are loaded
+* peaks: its memory while something asks for much (bombs, a long header, large indexes, very many tensors or
+  checkpoints), and a minute later
+* inflating: how long a stat of another file takes while eight readers wait for 600 MB that are compressed
+* hanging: whether the mount's own figures, `stfs status` and statfs answer while the source does not
+* idle: how often the threads of a mount at rest wake in a minute
 * tree: mounting, listing and searching 10,000 small checkpoints, against the source itself
 * distance: the first `ls -l` of a 1 GB checkpoint behind 30 ms, and what it reads, against the least there is to read
 * verifying: `stfs cache verify` of 400 checkpoints in one directory, against reading both files

@@ -15,6 +15,7 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 from . import __doc__ as description
 from . import (
+    alive,
     comparing,
     distance,
     indexes,
@@ -42,6 +43,10 @@ SECTIONS = {
     "reading": reading.run,
     "cold": reading.cold,
     "memory": memory.run,
+    "peaks": memory.peaks,
+    "inflating": alive.inflating,
+    "hanging": alive.hanging,
+    "idle": alive.idle,
     "tree": tree.run,
     "distance": distance.run,
     "verifying": verifying.run,

@@ -1,13 +1,20 @@
-"""What the background process of a mount holds in memory while models are loaded."""
+"""What the background process of a mount holds in memory: while models are loaded, and after what asks for much."""
 
 import json
+import os
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from . import reads, stfs
 from .report import at_most
 from .worker import Worker
 
 LIMIT = 64e6
+# After what asks for much was looked at.
+REST_S = 60
+PEAK_LIMIT, REST_LIMIT = 256e6, 128e6
 
 
 def run(bench):
@@ -57,3 +64,49 @@ def load_twice(model, mount_point):
 
 def list_all(mount_point):
     subprocess.run(["ls", "-lR", mount_point], stdout=subprocess.DEVNULL, check=True)
+
+
+def peaks(bench):
+    """The most that the process holds while something asks for much, and what is left of it a minute later."""
+    report, models = bench.report, bench.models
+    indexes, size = models.large_indexes(4, 14 << 20)
+    tree, count = models.tree()
+    planned = models.small_tensors(100_000)
+    header = models.long_header(94_000_000)
+    length = int.from_bytes((header / "model.safetensors").open("rb").read(8), "little")
+    report.section(
+        "peaks",
+        f"Memory of the background process (VmRSS): the peak, and {REST_S} s later",
+        "once each, on a new mount with an empty cache directory and the options that a mount has by default",
+    )
+    worst = {"peak": 0, "later": 0}
+    for title, source, use in (
+        ("20 bombs of 281 KB at once", models.bombs(20), look_at_all_at_once),
+        (f"a safetensors header of {length / 1e6:.0f} MB", header, list_tensors),
+        (f"four indexes of {size / 2**20:.1f} MiB", indexes, list_all),
+        (f"{planned.title} planned", planned.source, list_all),
+        (f"{count:,} checkpoints listed", tree, list_all),
+    ):
+        with bench.stfs.mounted(source) as mount_point:
+            pid = stfs.daemon_of(mount_point)
+            use(mount_point)
+            memory = {"peak": stfs.memory_of(pid)["VmHWM"]}
+            time.sleep(REST_S)
+            memory["later"] = stfs.memory_of(pid)["VmRSS"]
+        for kind, value in memory.items():
+            worst[kind] = max(worst[kind], report.row(f"{title}: {kind}", "bytes", [value]).median)
+    report.goal("memory of the background process, the highest peak", at_most(PEAK_LIMIT, "bytes"), worst["peak"])
+    report.goal(f"the same {REST_S} s later", at_most(REST_LIMIT, "bytes"), worst["later"])
+
+
+def look_at_all_at_once(mount_point):
+    """Names by which each would be shown: whether it is converted or refused is not known before."""
+    numbers = range(20)
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        list(pool.map(lambda number: os.path.exists(mount_point / f"bomb{number}.safetensors"), numbers))
+
+
+def list_tensors(mount_point):
+    for directory in Path(mount_point).glob("*.tensors"):
+        subprocess.run(["ls", "-f", directory], stdout=subprocess.DEVNULL, check=True)
+    list_all(mount_point)

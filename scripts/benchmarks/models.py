@@ -11,6 +11,7 @@ from pathlib import Path
 
 import oracle
 import torch
+from bombs import deflate, halves_of_bytes, save_bomb
 
 DIRECTORIES, PER_DIRECTORY = 1_000, 10
 LLAMA_SIZE = 4e9
@@ -142,6 +143,44 @@ class Models:
                     (directory / f"model{index}").mkdir()
                     write_index(directory / f"model{index}", names)
         return source, (source / "model0" / "pytorch_model.bin.index.json").stat().st_size
+
+    def deflated(self, size):
+        """A checkpoint whose one storage is compressed, with other files beside it; and the bytes it inflates to."""
+        size = self.scaled(size, 1 << 20)
+        source = self.directory / f"deflated-{size}"
+        model = Model("one compressed storage", source, [source / "pytorch_model.bin"], [])
+        if not source.exists():
+            with being_made(source, size) as directory:
+                torch.save({"weight": halves_of_bytes(size)}, directory / "pytorch_model.bin")
+                deflate(directory / "pytorch_model.bin")
+                for number in range(1000):
+                    (directory / f"{number}.txt").write_text("text")
+        return model, size
+
+    def bombs(self, count):
+        """Checkpoints of 281 KB with pickles of 25 MiB."""
+        source = self.directory / f"bombs-{count}"
+        if not source.exists():
+            with being_made(source) as directory:
+                for number in range(count):
+                    save_bomb(directory / f"bomb{number}.pt")
+        return source
+
+    def long_header(self, size):
+        """A safetensors file whose header is so long, of tensors of one byte."""
+        size = self.scaled(size, 10_000)
+        source = self.directory / f"header-{size}"
+        if not source.exists():
+            with being_made(source) as directory, open(directory / "model.safetensors", "wb") as file:
+                count = size // 250
+                header = {
+                    f"{'x' * 170}.{index:07}": {"dtype": "U8", "shape": [1], "data_offsets": [index, index + 1]}
+                    for index in range(count)
+                }
+                text = json.dumps(header, separators=(",", ":")).encode()
+                text += b" " * (-len(text) % 8)
+                file.write(len(text).to_bytes(8, "little") + text + bytes(count))
+        return source
 
     def zeros(self, size):
         """A checkpoint of `size` bytes of zeros in tensors of 256 MiB. It is sparse: no room on the disk is needed."""

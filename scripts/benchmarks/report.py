@@ -8,6 +8,7 @@ LIMITS = {
     "x": lambda limit: f"{limit:g} x",
     "s": lambda limit: f"{limit * 1e3:g} ms",
     "bytes": lambda limit: f"{limit / 1e6:g} MB",
+    "n": lambda limit: f"{limit:g}",
 }
 
 
