@@ -31,6 +31,16 @@ pub struct Lane {
 
 type Work = Box<dyn FnOnce() + Send>;
 
+/// Work that waits for a thread.
+struct Job {
+    lane: Lane,
+    is_over: Box<dyn Fn() -> bool + Send>,
+    work: Work,
+}
+
+/// So many pieces of work wait before those are looked for that need not be done.
+const MANY: usize = 256;
+
 /// Threads, and the work that waits for one.
 pub struct Workers(Arc<Shared>);
 
@@ -48,7 +58,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<(Lane, Work)>,
+    waiting: VecDeque<Job>,
     /// What is being done, and since when.
     running: Vec<(Lane, Instant)>,
     threads: usize,
@@ -74,8 +84,25 @@ impl Workers {
     /// Has `work` done when there is a thread for it, in turn with all that waits for
     /// the same.
     pub fn add(&self, lane: Lane, work: impl FnOnce() + Send + 'static) {
+        self.add_unless(lane, || false, work);
+    }
+
+    /// The same, unless it `is_over` before it is begun.
+    pub fn add_unless(
+        &self,
+        lane: Lane,
+        is_over: impl Fn() -> bool + Send + 'static,
+        work: impl FnOnce() + Send + 'static,
+    ) {
         let mut state = self.0.lock();
-        state.waiting.push_back((lane, Box::new(work)));
+        if state.waiting.len() % MANY == MANY - 1 {
+            state.waiting.retain(|job| !(job.is_over)());
+        }
+        state.waiting.push_back(Job {
+            lane,
+            is_over: Box::new(is_over),
+            work: Box::new(work),
+        });
         self.0.call(&mut state);
     }
 
@@ -136,11 +163,7 @@ impl Shared {
         let mut state = self.lock();
         loop {
             if let Some((begun, work)) = self.take(&mut state) {
-                if state
-                    .waiting
-                    .iter()
-                    .any(|(lane, _)| self.is_free(&state, lane))
-                {
+                if self.has_work(&state) {
                     self.call(&mut state);
                 }
                 drop(state);
@@ -171,25 +194,30 @@ impl Shared {
             };
             state = next;
             state.idle -= 1;
-            let has_work = state
-                .waiting
-                .iter()
-                .any(|(lane, _)| self.is_free(&state, lane));
-            if is_over && !has_work && state.threads > self.kept {
+            if is_over && !self.has_work(&state) && state.threads > self.kept {
                 break;
             }
         }
         state.threads -= 1;
     }
 
+    fn has_work(&self, state: &State) -> bool {
+        let mut waiting = state.waiting.iter();
+        waiting.any(|job| self.is_free(state, &job.lane))
+    }
+
     /// The oldest work whose share is not used up, and what is running with it.
     fn take(&self, state: &mut State) -> Option<((Lane, Instant), Work)> {
-        let mut waiting = state.waiting.iter();
-        let found = waiting.position(|(lane, _)| self.is_free(state, lane))?;
-        let (lane, work) = state.waiting.remove(found)?;
-        let begun = (lane, Instant::now());
-        state.running.push(begun);
-        Some((begun, work))
+        loop {
+            let mut waiting = state.waiting.iter();
+            let found = waiting.position(|job| self.is_free(state, &job.lane))?;
+            let job = state.waiting.remove(found)?;
+            if !(job.is_over)() {
+                let begun = (job.lane, Instant::now());
+                state.running.push(begun);
+                return Some((begun, job.work));
+            }
+        }
     }
 
     /// Whether one more piece of work may wait for what is in `lane`.
@@ -327,6 +355,23 @@ mod tests {
             seen.sort_unstable();
             assert!(seen.into_iter().eq(0..1000), "{most}");
         }
+    }
+
+    #[test]
+    fn what_is_over_is_not_begun_and_not_kept() {
+        let workers = workers(1);
+        let (begun, go_on) = hang(&workers, lane(1, 1, 1));
+        begun.recv_timeout(PATIENCE).unwrap();
+        let (done, all) = channel();
+        for n in 0..10 * MANY {
+            let done = done.clone();
+            let work = move || done.send(n).unwrap();
+            workers.add_unless(lane(1, 1, 1), move || n % 1000 != 0, work);
+        }
+        assert!(workers.0.lock().waiting.len() <= 2 * MANY);
+        drop(done);
+        go_on.send(()).unwrap();
+        assert_eq!(all.into_iter().collect::<Vec<_>>(), [0, 1000, 2000]);
     }
 
     #[test]

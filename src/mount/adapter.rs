@@ -18,7 +18,7 @@ use log::error;
 use super::deadlines::{Deadlines, Pending};
 use super::inodes::ROOT;
 use super::kernel;
-use super::operations::{Entry, Operations, Span, xattr_by_name};
+use super::operations::{Entry, Operations, Part, Span, xattr_by_name};
 use super::prefault::Prefaulter;
 use super::watch::Watcher;
 use crate::source::Space;
@@ -39,7 +39,6 @@ pub struct Adapter {
     operations: Arc<Operations>,
     workers: Workers,
     deadlines: Deadlines,
-    no_opendir: bool,
 }
 
 impl Adapter {
@@ -56,7 +55,6 @@ impl Adapter {
             operations: Arc::new(Operations::new(view, watcher)?),
             workers: Workers::new("work", threads, READY, || {}),
             deadlines: Deadlines::default(),
-            no_opendir: false,
         })
     }
 
@@ -70,6 +68,22 @@ impl Adapter {
     fn hand_over(&self, lane: Lane, work: impl FnOnce(&Operations) + Send + 'static) {
         let operations = self.operations.clone();
         self.workers.add(lane, move || work(&operations));
+    }
+
+    /// The same of work that gives a reply which may have been given.
+    fn hand_over_pending<R: Send + 'static>(
+        &self,
+        lane: Lane,
+        pending: Arc<Pending<R>>,
+        work: impl FnOnce(&Operations, &Pending<R>) + Send + 'static,
+    ) {
+        let operations = self.operations.clone();
+        let given = pending.clone();
+        self.workers.add_unless(
+            lane,
+            move || given.is_given(),
+            move || work(&operations, &pending),
+        );
     }
 
     /// Has the reply given by `end` from what is known, unless that is given soon.
@@ -97,7 +111,7 @@ impl Adapter {
         let name = name.to_os_string();
         // A link may have led far away.
         let home = self.operations.known_node(parent, &name);
-        let home = home.filter(|home| !self.operations.is_near(home));
+        let home = home.filter(|home| !home.is_near());
         let home = home.unwrap_or(directory);
         let lane = Lane {
             file: child_number(parent, &name),
@@ -105,7 +119,7 @@ impl Adapter {
             ..self.operations.lane(&home)
         };
         let pending = Pending::new(reply);
-        if !self.operations.is_near(&home) {
+        if !home.is_near() {
             let is_first = parent.0 == ROOT && name == view::CONTROL;
             let name = name.clone();
             self.in_time(&pending, lane, is_first, move |operations, pending| {
@@ -117,7 +131,7 @@ impl Adapter {
                 }
             });
         }
-        self.hand_over(lane, move |operations| {
+        self.hand_over_pending(lane, pending, move |operations, pending| {
             let found = operations.lookup(parent, &name);
             match (pending.take(), found) {
                 (Some(reply), Ok(entry)) => reply_entry(reply, &entry),
@@ -146,7 +160,7 @@ impl Adapter {
                 reply_attr(reply, Ok(known));
             }
         });
-        self.hand_over(lane, move |operations| {
+        self.hand_over_pending(lane, pending, move |operations, pending| {
             let found = operations.getattr(inode);
             match pending.take() {
                 Some(reply) => reply_attr(reply, found),
@@ -199,6 +213,34 @@ impl Adapter {
         }
     }
 
+    /// Has a part of a listing found, and the reply filled with it by `fill`.
+    fn list<R: Send + 'static>(
+        &self,
+        inode: INodeNo,
+        offset: u64,
+        reply: R,
+        fill: fn(&Operations, INodeNo, Result<Part, Errno>, R),
+    ) {
+        let lane = self.lane_of_listing(inode);
+        let pending = Pending::new(reply);
+        let directory = self.operations.node(inode);
+        if directory.is_ok_and(|it| self.operations.lists_far(inode, &it, offset)) {
+            self.in_time(&pending, lane, false, move |operations, pending| {
+                if let Some(part) = operations.known_listing(inode, offset)
+                    && let Some(reply) = pending.take()
+                {
+                    fill(operations, inode, Ok(part), reply);
+                }
+            });
+        }
+        self.hand_over_pending(lane, pending, move |operations, pending| {
+            let part = operations.listing(inode, offset);
+            if let Some(reply) = pending.take() {
+                fill(operations, inode, part, reply);
+            }
+        });
+    }
+
     /// The lane of what looks at all that is in a directory.
     fn lane_of_listing(&self, inode: INodeNo) -> Lane {
         let node = self.operations.node(inode);
@@ -214,8 +256,7 @@ impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let granted = kernel::negotiate(config);
         self.operations.offer_passthrough(granted.passthrough);
-        // Listings that nobody can have forgotten are better not kept.
-        self.no_opendir = granted.no_opendir && self.operations.is_watching();
+        self.operations.offer_keeping_listings(granted.no_opendir);
         Ok(())
     }
 
@@ -283,7 +324,7 @@ impl Filesystem for Adapter {
 
     /// The kernel does without from here on, and keeps listings, where it can.
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.no_opendir {
+        match self.operations.keeps_listings() {
             true => reply.error(Errno::ENOSYS),
             false => reply.opened(FileHandle(0), FopenFlags::empty()),
         }
@@ -295,16 +336,23 @@ impl Filesystem for Adapter {
         inode: INodeNo,
         _: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let keeps = self.no_opendir;
-        self.hand_over(self.lane_of_listing(inode), move |operations| {
-            let add = |number, next, kind, name: &OsStr| reply.add(number, next, kind, name);
-            match operations.readdir(inode, offset, keeps, add) {
-                Ok(()) => reply.ok(),
-                Err(errno) => reply.error(errno),
-            }
-        });
+        self.list(
+            inode,
+            offset,
+            reply,
+            |operations, inode, part, mut reply| {
+                let part = match part {
+                    Ok(part) => part,
+                    Err(errno) => return reply.error(errno),
+                };
+                operations.readdir(inode, &part, |number, next, kind, name| {
+                    reply.add(number, next, kind, name)
+                });
+                reply.ok();
+            },
+        );
     }
 
     fn readdirplus(
@@ -313,18 +361,23 @@ impl Filesystem for Adapter {
         inode: INodeNo,
         _: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let keeps = self.no_opendir;
-        self.hand_over(self.lane_of_listing(inode), move |operations| {
-            let add = |next, name: &OsStr, attr: &FileAttr, ttl: Duration| {
-                reply.add(attr.ino, next, name, &ttl, attr, GENERATION)
-            };
-            match operations.readdirplus(inode, offset, keeps, add) {
-                Ok(()) => reply.ok(),
-                Err(errno) => reply.error(errno),
-            }
-        });
+        self.list(
+            inode,
+            offset,
+            reply,
+            |operations, inode, part, mut reply| {
+                let part = match part {
+                    Ok(part) => part,
+                    Err(errno) => return reply.error(errno),
+                };
+                operations.readdirplus(inode, &part, |next, name, attr, ttl| {
+                    reply.add(attr.ino, next, name, &ttl, attr, GENERATION)
+                });
+                reply.ok();
+            },
+        );
     }
 
     fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
@@ -335,7 +388,7 @@ impl Filesystem for Adapter {
                 reply_space(reply, Ok(operations.known_space()));
             }
         });
-        self.hand_over(lane, move |operations| {
+        self.hand_over_pending(lane, pending, move |operations, pending| {
             let space = operations.space(inode);
             if let Some(reply) = pending.take() {
                 reply_space(reply, space);

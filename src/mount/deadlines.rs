@@ -23,6 +23,10 @@ impl<R> Pending<R> {
         self.lock().take()
     }
 
+    pub fn is_given(&self) -> bool {
+        self.lock().is_none()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<R>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -41,7 +45,7 @@ struct Unless<R, F> {
 
 impl<R: Send, F: FnOnce(&Pending<R>) + Send> Wait for Unless<R, F> {
     fn is_over(&self) -> bool {
-        self.pending.lock().is_none()
+        self.pending.is_given()
     }
 
     fn end(self: Box<Self>) {

@@ -15,6 +15,9 @@ use lru::LruCache;
 /// Whoever reads on in one that was forgotten goes on at the same cursor in a new one.
 const MOST: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 const MOST_ENTRIES: usize = 1 << 18;
+/// Directories whose last listing is kept, and entries of each.
+const MOST_KEPT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+const MOST_KEPT_ENTRIES: usize = 1 << 12;
 /// How long one is remembered that nobody reads on in.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bits of an offset that count entries. The sign bit of all is never set.
@@ -24,6 +27,8 @@ const POSITION: u32 = 32;
 pub struct Listings<T> {
     next: AtomicU32,
     open: Mutex<LruCache<u32, Open<T>>>,
+    /// The last of some directories.
+    kept: Mutex<LruCache<u64, Arc<T>>>,
     /// Entries of a listing.
     len: fn(&T) -> usize,
 }
@@ -61,6 +66,7 @@ impl<T> Listings<T> {
         Self {
             next: AtomicU32::new(0),
             open: Mutex::new(LruCache::new(MOST)),
+            kept: Mutex::new(LruCache::new(MOST_KEPT)),
             len,
         }
     }
@@ -72,14 +78,14 @@ impl<T> Listings<T> {
     pub fn get<E>(
         &self,
         offset: u64,
-        list: impl FnOnce() -> Result<T, E>,
+        list: impl FnOnce() -> Result<Arc<T>, E>,
     ) -> Result<(Cursor, Arc<T>), E> {
         let cursor = Cursor::at(offset);
         if let Some(open) = self.lock().get_mut(&cursor.listing) {
             open.read = Instant::now();
             return Ok((cursor, open.listing.clone()));
         }
-        let listed = Arc::new(list()?);
+        let listed = list()?;
         let cursor = Cursor {
             listing: 1 + self.next.fetch_add(1, Ordering::Relaxed) % (i32::MAX as u32),
             position: cursor.position,
@@ -92,6 +98,27 @@ impl<T> Listings<T> {
         known.put(cursor.listing, open);
         self.shed(&mut known);
         Ok((cursor, listed))
+    }
+
+    /// The listing that `offset` counts in, if it is remembered.
+    pub fn has(&self, offset: u64) -> bool {
+        self.lock().contains(&Cursor::at(offset).listing)
+    }
+
+    /// Remembers a listing of `directory` beyond its end.
+    pub fn keep(&self, directory: u64, listing: &Arc<T>) {
+        if (self.len)(listing) <= MOST_KEPT_ENTRIES {
+            self.kept().put(directory, listing.clone());
+        }
+    }
+
+    /// The last one that was kept of `directory`.
+    pub fn last(&self, directory: u64) -> Option<Arc<T>> {
+        self.kept().get(&directory).cloned()
+    }
+
+    fn kept(&self) -> MutexGuard<'_, LruCache<u64, Arc<T>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets what was read longest ago, of what is too old or too much.
@@ -121,8 +148,8 @@ impl<T> Listings<T> {
 mod tests {
     use super::*;
 
-    fn list(what: &'static str) -> impl FnOnce() -> Result<&'static str, ()> {
-        move || Ok(what)
+    fn list(what: &'static str) -> impl FnOnce() -> Result<Arc<&'static str>, ()> {
+        move || Ok(Arc::new(what))
     }
 
     #[test]
@@ -141,7 +168,7 @@ mod tests {
     #[test]
     fn listings_that_were_left_take_no_more_than_their_share() {
         let listings = Listings::new(|len: &usize| *len);
-        let make = |len| move || Ok::<usize, ()>(len);
+        let make = |len| move || Ok::<Arc<usize>, ()>(Arc::new(len));
         let (first, _) = listings.get(0, make(MOST_ENTRIES / 2)).unwrap();
         listings.get(0, make(MOST_ENTRIES / 4)).unwrap();
         // It is read on, so that another one goes.

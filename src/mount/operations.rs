@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +17,7 @@ use super::drop_behind::DropBehind;
 use super::errno::errno;
 use super::handles::{Handles, Passthrough};
 use super::inodes::{Inodes, ROOT};
-use super::listings::Listings;
+use super::listings::{Cursor, Listings};
 use super::names::Names;
 use super::prefault::{Prefaulter, Turn};
 use super::watch::{LONG, SHORT, Watch, Watcher};
@@ -38,6 +39,7 @@ pub struct Operations {
     space: Mutex<Space>,
     /// None where nothing can be watched.
     watcher: Option<Arc<Watcher>>,
+    keeps_listings: AtomicBool,
     passthrough: Passthrough,
     prefaulter: Arc<Prefaulter>,
     drop_behind: Arc<DropBehind>,
@@ -56,6 +58,12 @@ pub struct Opened<'a> {
     /// What it reads by itself.
     pub backing: Option<Arc<BackingId>>,
     _turn: Turn<'a>,
+}
+
+/// A listing from some entry on.
+pub struct Part {
+    place: Cursor,
+    listed: Arc<Listed>,
 }
 
 /// What is told of a name.
@@ -85,14 +93,22 @@ impl Operations {
             listings: Listings::new(|listed: &Listed| listed.listing.len()),
             names: Names::default(),
             watcher,
+            keeps_listings: AtomicBool::new(false),
             passthrough: Passthrough::default(),
             prefaulter: Arc::default(),
             drop_behind: Arc::default(),
         })
     }
 
-    pub fn is_watching(&self) -> bool {
-        self.watcher.is_some()
+    /// Whether the kernel keeps listings where it may. Those that nobody can have it forget
+    /// are better not kept.
+    pub fn offer_keeping_listings(&self, offered: bool) {
+        let keeps = offered && self.watcher.is_some();
+        self.keeps_listings.store(keeps, Ordering::Relaxed);
+    }
+
+    pub fn keeps_listings(&self) -> bool {
+        self.keeps_listings.load(Ordering::Relaxed)
     }
 
     /// Whether the kernel may read files by itself.
@@ -116,11 +132,6 @@ impl Operations {
     /// What has to be waited for to find out about `node`.
     pub fn lane(&self, node: &Node) -> Lane {
         self.view.lane(node)
-    }
-
-    /// Whether all that can be found out about `node` is found on this machine.
-    pub fn is_near(&self, node: &Node) -> bool {
-        self.view.is_near(node)
     }
 
     /// Whether [`Operations::getattr`] answers at once.
@@ -150,7 +161,7 @@ impl Operations {
         let attr = attr.inspect_err(|_| {
             self.inodes.forget(number, 1);
         })?;
-        if !self.view.is_near(&node) {
+        if !node.is_near() {
             self.names.put(parent.0, name, number);
         }
         Ok(Entry {
@@ -347,8 +358,27 @@ impl Operations {
         self.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The listing that `offset` counts in, or a new one of `inode`.
+    pub fn listing(&self, inode: INodeNo, offset: u64) -> Result<Part, Errno> {
+        let (place, listed) = self.listings.get(offset, || self.list(inode))?;
+        Ok(Part { place, listed })
+    }
+
+    /// The same, as far as it needs nothing of the source: as of the last time.
+    pub fn known_listing(&self, inode: INodeNo, offset: u64) -> Option<Part> {
+        let last = || self.listings.last(inode.0).ok_or(());
+        let (place, listed) = self.listings.get(offset, last).ok()?;
+        Some(Part { place, listed })
+    }
+
+    /// Whether to list a directory is to ask another machine.
+    pub fn lists_far(&self, inode: INodeNo, directory: &Node, offset: u64) -> bool {
+        !self.listings.has(offset)
+            && (!directory.is_near() || self.listings.last(inode.0).is_some())
+    }
+
     /// The children of a directory, as of now.
-    fn list(&self, inode: INodeNo) -> Result<Listed, Errno> {
+    fn list(&self, inode: INodeNo) -> Result<Arc<Listed>, Errno> {
         let node = self.node(inode)?;
         // Before anything is found out.
         let watch = self.watch(inode.0, &node);
@@ -361,20 +391,24 @@ impl Operations {
             .list(&node)
             .map_err(|error| failed("readdir", inode, &error))?;
         let watch = watch.filter(|_| !listing.is_passing());
-        Ok(Listed { listing, watch })
+        let is_far = !node.is_near() || listing.has_far();
+        let listed = Arc::new(Listed { listing, watch });
+        if is_far {
+            self.listings.keep(inode.0, &listed);
+        }
+        Ok(listed)
     }
 
-    /// Hands the entries from `offset` on, each with the offset of the one after it,
-    /// to `add` until that says it is full. The kernel `keeps` the listing.
+    /// Hands the entries of a part, each with the offset of the one after it, to `add`
+    /// until that says it is full.
     fn entries(
         &self,
         inode: INodeNo,
-        offset: u64,
-        keeps: bool,
+        part: &Part,
         mut add: impl FnMut(u64, Option<Watch>, Child<'_>) -> bool,
-    ) -> Result<(), Errno> {
+    ) {
         const DOTS: [&str; 2] = [".", ".."];
-        let (place, listed) = self.listings.get(offset, || self.list(inode))?;
+        let Part { place, listed } = part;
         for position in place.position..u32::MAX {
             let next = place.offset(position + 1);
             let index = position as usize;
@@ -384,31 +418,31 @@ impl Operations {
                     Some((name, node)) => add(next, listed.watch, Child::Node(&name, node)),
                     None if position == place.position => {
                         // Whoever reads has got all of it.
-                        self.listings.end(place);
-                        if keeps && let Some(watcher) = &self.watcher {
+                        self.listings.end(*place);
+                        if self.keeps_listings()
+                            && let Some(watcher) = &self.watcher
+                        {
                             watcher.listed(inode.0, listed.watch);
                         }
-                        return Ok(());
+                        return;
                     }
-                    None => return Ok(()),
+                    None => return,
                 },
             };
             if entry {
                 break;
             }
         }
-        Ok(())
     }
 
     /// Hands number, offset, type and name of each child to `add` until that is full.
     pub fn readdir(
         &self,
         inode: INodeNo,
-        offset: u64,
-        keeps: bool,
+        part: &Part,
         mut add: impl FnMut(INodeNo, u64, FileType, &OsStr) -> bool,
-    ) -> Result<(), Errno> {
-        self.entries(inode, offset, keeps, |next, _, child| match child {
+    ) {
+        self.entries(inode, part, |next, _, child| match child {
             Child::Dot(name) => add(inode, next, FileType::Directory, name),
             Child::Node(name, node) => {
                 let number = INodeNo(self.inodes.number(&node));
@@ -418,14 +452,13 @@ impl Operations {
     }
 
     /// Hands offset, name, attributes and for how long both hold of each child to `add`
-    /// until that is full.
+    /// until that is full. Of what is far away they are those of the listing.
     pub fn readdirplus(
         &self,
         inode: INodeNo,
-        offset: u64,
-        keeps: bool,
+        part: &Part,
         mut add: impl FnMut(u64, &OsStr, &FileAttr, Duration) -> bool,
-    ) -> Result<(), Errno> {
+    ) {
         let mut add = |number, next, name: &OsStr, attr: Option<Attr>, kind, ttl| {
             // Attributes that cannot be had do not take the name out of the
             // listing: the kernel asks again as soon as somebody uses it.
@@ -435,13 +468,16 @@ impl Operations {
             };
             add(next, name, &file_attr(number, &attr), ttl)
         };
-        self.entries(inode, offset, keeps, |next, watch, child| match child {
+        self.entries(inode, part, |next, watch, child| match child {
             // The kernel takes no reference for these two.
             Child::Dot(name) => add(inode.0, next, name, None, Kind::Directory, SHORT),
             Child::Node(name, node) => {
                 let number = self.inodes.count(node.clone());
                 let told = self.tells(watch, &node, number);
-                let (attr, ttl) = self.attr(number, &node);
+                let (attr, ttl) = match node.is_near() {
+                    true => self.attr(number, &node),
+                    false => (Ok(*node.attr()), SHORT),
+                };
                 let ttl = match self.view.source_directory(&node) {
                     // There is one time for the name and the attributes.
                     Some(_) if told => ttl,
@@ -451,7 +487,7 @@ impl Operations {
                 let full = add(number, next, name, attr.ok(), node.kind(), ttl);
                 match full {
                     true => drop(self.inodes.forget(number, 1)),
-                    false if !self.view.is_near(&node) => self.names.put(inode.0, name, number),
+                    false if !node.is_near() => self.names.put(inode.0, name, number),
                     false => {}
                 }
                 full

@@ -133,15 +133,10 @@ impl View {
         })
     }
 
-    /// Whether what `node` shows lies on this machine, if anywhere.
-    pub fn is_near(&self, node: &Node) -> bool {
-        node.form().home().is_none_or(|home| home.system.is_near())
-    }
-
     /// Whether [`View::attr`] answers at once: nothing is looked at, or it lies on this
     /// machine.
     pub fn knows_attr(&self, node: &Node) -> bool {
-        !node.form().is_real() || self.is_near(node)
+        !node.form().is_real() || node.is_near()
     }
 
     /// The directory in which the mount tells of itself, if no real file of that name

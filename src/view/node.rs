@@ -127,6 +127,11 @@ impl Node {
         self.form.is_refusal()
     }
 
+    /// Whether what it shows lies on this machine, if anywhere.
+    pub fn is_near(&self) -> bool {
+        self.form.home().is_none_or(|home| home.system.is_near())
+    }
+
     pub fn key(&self) -> &NodeKey {
         &self.key
     }
@@ -173,6 +178,15 @@ impl Listing {
     pub fn is_passing(&self) -> bool {
         match &self.0 {
             Entries::Few(children) => children.iter().any(|(_, node)| node.form.is_passing()),
+            Entries::Many(_) => false,
+        }
+    }
+
+    /// Whether any of the children comes from another machine.
+    pub fn has_far(&self) -> bool {
+        match &self.0 {
+            Entries::Few(children) => children.iter().any(|(_, node)| !node.is_near()),
+            // They are parts of one file, which is where the directory is.
             Entries::Many(_) => false,
         }
     }
