@@ -14,5 +14,5 @@ BEYOND_S = 120
 def test_a_minute(stfs, mounted):
     command = [REPOSITORY / "scripts" / "soak", "--seconds", SECONDS, "--seed", "random", "--stfs", stfs.binary]
     # pytest shows what was printed, the seed first, where the test fails.
-    result = subprocess.run(list(map(str, command)), timeout=SECONDS + BEYOND_S)
+    result = subprocess.run([str(word) for word in command], timeout=SECONDS + BEYOND_S)
     assert result.returncode == 0
