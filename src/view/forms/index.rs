@@ -244,15 +244,14 @@ struct Renamed {
 
 impl Renamed {
     fn text(&self, context: &Context, subject: &Subject) -> Option<Arc<[u8]>> {
-        context.catalog().rendered(subject, &self.digest, || {
-            let index = context.catalog().index(subject)?;
+        context.catalog().rendered(subject, &self.digest, |index| {
             let names: std::collections::HashMap<&str, &String> =
                 index.file_names().zip(&self.files).collect();
-            Some(index.renamed(|file| {
+            index.renamed(|file| {
                 names
                     .get(file)
                     .map_or_else(String::new, |it| it.to_string())
-            }))
+            })
         })
     }
 }

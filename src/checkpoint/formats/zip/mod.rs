@@ -17,6 +17,7 @@ use std::ops::Range;
 
 use flate2::read::DeflateDecoder;
 
+use crate::budget::Share;
 use crate::checkpoint::error::Result;
 use crate::checkpoint::refusal::{Cause, Refusal, ambiguous, malformed, shown, too_large};
 use crate::checkpoint::storage::{Backing, Codec, Encoded, Storage};
@@ -91,10 +92,12 @@ impl ZipEntry {
     }
 
     /// The file, whose bytes in the archive are `stored`.
-    pub fn inflate(&self, stored: Vec<u8>) -> std::result::Result<Vec<u8>, Refusal> {
+    pub fn inflate(&self, stored: Vec<u8>, share: &Share) -> std::result::Result<Vec<u8>, Refusal> {
         if self.method != Method::Deflated {
             return Ok(stored);
         }
+        share.take(self.size)?;
+        // The size may be a lie: no more is allocated than there is.
         let mut bytes = Vec::new();
         let inflated = DeflateDecoder::new(stored.as_slice())
             .take(self.size.saturating_add(1))
@@ -123,8 +126,8 @@ impl<'a> Archive<'a> {
     /// Reads the central directory of `source`, and the local headers of those
     /// entries whose data are not where torch would have put them. Where that costs
     /// little, those of all.
-    pub fn read(source: Span<'a>) -> Result<Archive<'a>> {
-        let (tail, directory, entries) = entries(source, !source.is_near())?;
+    pub fn read(source: Span<'a>, share: &Share) -> Result<Archive<'a>> {
+        let (tail, directory, entries) = entries(source, share, !source.is_near())?;
         let names = unique_names(&entries)?;
         Ok(Archive {
             source,
@@ -186,17 +189,21 @@ impl<'a> Archive<'a> {
 
 /// The entries of `source`, none of which shares a byte with another, by all local
 /// headers. Two may have one name.
-pub fn list(source: Span) -> Result<Vec<ZipEntry>> {
-    let (_, _, entries) = entries(source, false)?;
+pub fn list(source: Span, share: &Share) -> Result<Vec<ZipEntry>> {
+    let (_, _, entries) = entries(source, share, false)?;
     Ok(entries)
 }
 
 /// Reads the central directory, and the local headers of all entries or, if the others
 /// are predicted, of those alone that cannot be.
-fn entries(source: Span, predicts: bool) -> Result<(Tail, CentralDirectory, Vec<ZipEntry>)> {
+fn entries<'a>(
+    source: Span<'a>,
+    share: &Share,
+    predicts: bool,
+) -> Result<(Tail<'a>, CentralDirectory, Vec<ZipEntry>)> {
     let mut tail = Tail::read(source)?;
     let directory = CentralDirectory::find(&tail)?;
-    let listed = directory.list(&mut tail)?;
+    let listed = directory.list(&mut tail, share)?;
     let data = data(source, &tail, &directory, &listed, predicts)?;
     let mut entries = Vec::with_capacity(listed.len());
     let mut extents = Vec::with_capacity(listed.len());
