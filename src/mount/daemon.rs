@@ -201,6 +201,7 @@ impl Prepared {
             why,
         };
         raise_descriptor_limit();
+        keep_few_heaps();
         let options = view::Options {
             cache: self.cache(),
             ..self.config.view.clone()
@@ -413,5 +414,15 @@ fn raise_descriptor_limit() {
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(why) = raised {
         debug!("the limit of open files stays: {why}");
+    }
+}
+
+/// By default the allocator has a heap for each thread, and what one leaves free is of
+/// no use to the others.
+fn keep_few_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no preconditions; it sets a number in the allocator.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
     }
 }

@@ -11,7 +11,7 @@ use super::error::{Error, ErrorKind, ParseError, Stop};
 use super::input::Input;
 use super::limits::Limits;
 use super::memo::Memo;
-use super::object::{ByteRange, Call, CallKind, Import, Object, ObjectId, Payload, Str};
+use super::object::{ByteRange, Call, CallKind, Global, Import, Object, ObjectId, Payload, Str};
 use super::objects::Objects;
 use super::opcode::{Argument, Opcode};
 use super::operands::Operands;
@@ -552,10 +552,10 @@ impl Machine<'_, '_> {
             module: Arc::clone(&module),
             name: Arc::clone(&name),
         });
-        let id = self.new_object(Object::Global {
+        let id = self.new_object(Object::Global(Box::new(Global {
             module: Arc::clone(&module),
             name: Arc::clone(&name),
-        })?;
+        })))?;
         self.globals.entry(module).or_default().insert(name, id);
         Ok(id)
     }
@@ -568,7 +568,7 @@ impl Machine<'_, '_> {
         kwargs: Option<ObjectId>,
     ) -> Result<()> {
         match self.object(callable) {
-            Object::Global { .. } | Object::Call(_) | Object::Persistent(_) => {}
+            Object::Global(_) | Object::Call(_) | Object::Persistent(_) => {}
             other => return Err(wrong_type("something to call", other)),
         }
         match self.object(args) {

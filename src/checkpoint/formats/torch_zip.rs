@@ -118,7 +118,8 @@ pub fn read_span(source: Span, wanted: Wanted, share: &Share) -> Result<Checkpoi
         archive: &archive,
         prefix: format!("{root}/data/"),
         swap,
-        by_key: HashMap::new(),
+        asked: vec![None; archive.entries().len()].into(),
+        others: HashMap::new(),
         used: Vec::new(),
     };
     let mut torch = Torch::new(&pickle, storages);
@@ -347,7 +348,11 @@ struct ZipStorages<'a> {
     archive: &'a Archive<'a>,
     prefix: String,
     swap: bool,
-    by_key: HashMap<String, ZipStorage>,
+    /// What became of each entry of the archive, by its own name.
+    asked: Box<[Option<ZipStorage>]>,
+    /// And by names that differ from it in upper and lower case: to torch these are
+    /// storages of their own.
+    others: HashMap<String, ZipStorage>,
     /// The entries of those that were asked for.
     used: Vec<ArchiveEntry>,
 }
@@ -371,7 +376,7 @@ impl Storages for ZipStorages<'_> {
         saved: &SavedStorage,
     ) -> std::result::Result<StorageRef, Refusal> {
         let (key, element, elements) = (saved.key, saved.element, saved.elements);
-        let known = match self.by_key.get(key) {
+        let known = match self.known(key) {
             Some(known) => *known,
             None => self.add(table, key, element)?,
         };
@@ -411,7 +416,7 @@ impl ZipStorages<'_> {
         let entries = self.archive.entries().iter();
         let records =
             entries.filter_map(|entry| Some((entry.name.strip_prefix(&self.prefix)?, entry)));
-        if records.clone().count() <= self.by_key.len() {
+        if records.clone().count() <= self.used.len() {
             return Ok(Vec::new());
         }
         let mut keys = HashSet::new();
@@ -428,21 +433,35 @@ impl ZipStorages<'_> {
         Ok(unread.take(MAX_UNREAD).collect())
     }
 
+    /// What became of the storage `key`, if it was asked for.
+    fn known(&self, key: &str) -> Option<&ZipStorage> {
+        let entry = self.archive.position(&format!("{}{key}", self.prefix))?;
+        match self.is_called(entry, key) {
+            true => self.asked.get(entry)?.as_ref(),
+            false => self.others.get(key),
+        }
+    }
+
+    /// Whether the entry has the name of the storage `key` to the letter.
+    fn is_called(&self, entry: usize, key: &str) -> bool {
+        let entry = self.archive.entries().get(entry);
+        entry.is_some_and(|entry| entry.name.strip_prefix(&self.prefix) == Some(key))
+    }
+
     fn add(
         &mut self,
         table: &mut StorageTable,
         key: &str,
         element: ElementType,
     ) -> std::result::Result<ZipStorage, Refusal> {
-        let entry = self
-            .archive
-            .entry(&format!("{}{key}", self.prefix))
-            .ok_or_else(|| {
-                Refusal::new(
-                    Cause::Malformed,
-                    format!("storage `{}` is missing in the zip archive", shown(key)),
-                )
-            })?;
+        let position = self.archive.position(&format!("{}{key}", self.prefix));
+        let found = position.and_then(|at| Some((at, self.archive.entries().get(at)?)));
+        let (position, entry) = found.ok_or_else(|| {
+            Refusal::new(
+                Cause::Malformed,
+                format!("storage `{}` is missing in the zip archive", shown(key)),
+            )
+        })?;
         let storage = entry.storage()?;
         self.used.push(ArchiveEntry::of(entry));
         let known = ZipStorage {
@@ -450,7 +469,10 @@ impl ZipStorages<'_> {
             len: entry.size,
             number: element.number_size(),
         };
-        self.by_key.insert(key.to_string(), known);
+        match self.is_called(position, key) {
+            true => self.asked[position] = Some(known),
+            false => drop(self.others.insert(key.to_string(), known)),
+        }
         Ok(known)
     }
 }

@@ -50,6 +50,11 @@ impl<'a> Tail<'a> {
         })
     }
 
+    /// Holds nothing any more: what is asked for is read again.
+    pub fn forget(&mut self) {
+        (self.start, self.bytes) = (self.source.size(), Vec::new());
+    }
+
     /// The `len` bytes from `offset` on, if they are held.
     pub fn held(&self, offset: u64, len: u64) -> Option<&[u8]> {
         let start = usize::try_from(offset.checked_sub(self.start)?).ok()?;

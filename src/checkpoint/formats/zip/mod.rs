@@ -118,8 +118,8 @@ pub struct Archive<'a> {
     tail: Tail<'a>,
     directory: CentralDirectory,
     entries: Vec<ZipEntry>,
-    /// [`key`] of the name to entry.
-    names: HashMap<String, usize>,
+    /// [`key`] of the name to entry. There are not so many.
+    names: HashMap<Box<str>, u32>,
 }
 
 impl<'a> Archive<'a> {
@@ -127,7 +127,10 @@ impl<'a> Archive<'a> {
     /// entries whose data are not where torch would have put them. Where that costs
     /// little, those of all.
     pub fn read(source: Span<'a>, share: &Share) -> Result<Archive<'a>> {
-        let (tail, directory, entries) = entries(source, share, !source.is_near())?;
+        let (mut tail, directory, entries) = entries(source, share, !source.is_near())?;
+        if source.is_near() {
+            tail.forget();
+        }
         let names = unique_names(&entries)?;
         Ok(Archive {
             source,
@@ -150,8 +153,12 @@ impl<'a> Archive<'a> {
     /// The entry of this name, without regard to case, as torch looks it up;
     /// of the sources below `ROOT/code/`, the one that has it to the letter.
     pub fn entry(&self, name: &str) -> Option<&ZipEntry> {
-        let index = *self.names.get(&key(name))?;
-        self.entries.get(index)
+        self.entries.get(self.position(name)?)
+    }
+
+    /// Its place among the entries.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        Some(*self.names.get(key(name).as_str())? as usize)
     }
 
     /// The first bytes of the data of each of these entries, as they are in the
@@ -309,10 +316,10 @@ fn key(name: &str) -> String {
     }
 }
 
-fn unique_names(entries: &[ZipEntry]) -> std::result::Result<HashMap<String, usize>, Refusal> {
+fn unique_names(entries: &[ZipEntry]) -> std::result::Result<HashMap<Box<str>, u32>, Refusal> {
     let mut names = HashMap::with_capacity(entries.len());
-    for (index, entry) in entries.iter().enumerate() {
-        if names.insert(key(&entry.name), index).is_some() {
+    for (index, entry) in (0_u32..).zip(entries) {
+        if names.insert(key(&entry.name).into(), index).is_some() {
             return Err(ambiguous(format!(
                 "the zip archive has two entries `{}`, or two that differ in upper and lower case only",
                 shown(&entry.name)
