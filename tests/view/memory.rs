@@ -69,7 +69,7 @@ fn pickles_that_do_not_fit_together_are_read_in_turn() {
     let tree = MemoryTree::new();
     for file in 0..6_u8 {
         let values = [f32::from(file)];
-        tree.write(&format!("{file}.pt"), swollen(700_000, &values));
+        tree.write(format!("{file}.pt"), swollen(700_000, &values));
     }
     let view = view(&tree, 64 * MIB, None);
     thread::scope(|scope| {
