@@ -53,6 +53,8 @@ use folder::Folder;
 
 /// Work on files that takes so much leaves much memory behind, in bytes.
 const LARGE: u64 = 4 << 20;
+/// A directory of so many files leaves as much behind, each of them a little.
+const MANY: usize = 1000;
 
 /// The tree over one source. Shared by all threads of a mount.
 pub struct View(Context);
@@ -94,7 +96,11 @@ impl View {
 
     /// All children of `dir`, as of now, by name, without `.` and `..`.
     pub fn list(&self, dir: &Node) -> Result<Listing> {
-        self.trimming(|| dir.form().list(&self.0))
+        let listing = self.trimming(|| dir.form().list(&self.0))?;
+        if listing.len() > MANY {
+            self.0.trim();
+        }
+        Ok(listing)
     }
 
     /// Does `work`, which may make plans, and cleans up behind large ones, whatever became

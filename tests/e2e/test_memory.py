@@ -155,7 +155,7 @@ def test_many_checkpoints_listed(served, tmp_path):
         with os.scandir(mount_point) as entries:
             assert sum(entry.stat().st_size > 0 for entry in entries) >= 10_000
         assert process.peak() <= 96
-        assert process.rests_at(72)
+        assert process.rests_at(REST_MIB)
 
 
 def test_empty_files_leave_no_records(served, tmp_path):

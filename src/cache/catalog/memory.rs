@@ -68,10 +68,10 @@ impl<K: Hash + Eq + Clone, V: Weighed> Memory<K, V> {
         done
     }
 
-    /// Forgets what is heavy until the rest is within the budget, the last one too.
+    /// Forgets what is heavy until half of the budget is left, the last one too.
     pub fn settle(&self) {
         let mut known = self.lock();
-        while known.weight > self.budget && !known.heavy.is_empty() {
+        while known.weight > self.budget / 2 && !known.heavy.is_empty() {
             known.lighten();
         }
     }

@@ -180,8 +180,8 @@ impl Catalog {
         &self.figures
     }
 
-    /// Forgets what is heavy beyond what is kept: what was used last is kept in any case
-    /// until then.
+    /// Forgets what is heavy, down to half of what is kept while there is work: until
+    /// then what was used last is kept in any case.
     pub fn settle(&self) {
         self.memory.settle();
     }
