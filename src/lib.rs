@@ -4,6 +4,7 @@
 //! The modules are the way of the data: each uses only those above it.
 //!
 //! ```text
+//! budget      how much memory work on files may take, in the process as a whole
 //! workers     threads for what may block, for all of them
 //! source      a tree of files, wherever it lies: their bytes, and which file they are
 //! pickle      bytes -> inert objects; nothing is resolved, imported or called
@@ -15,6 +16,7 @@
 //! cli         the commands
 //! ```
 
+pub mod budget;
 pub mod cache;
 pub mod checkpoint;
 pub mod cli;

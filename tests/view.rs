@@ -9,6 +9,8 @@ mod disguised;
 mod faults;
 #[path = "view/links.rs"]
 mod links;
+#[path = "view/memory.rs"]
+mod memory;
 #[path = "view/model.rs"]
 mod model;
 #[allow(dead_code)]

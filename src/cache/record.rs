@@ -108,6 +108,11 @@ impl<S: for<'de> Deserialize<'de>> Record<S> {
         })
     }
 
+    /// Bytes of the body.
+    pub fn body_len(&self) -> u64 {
+        self.len
+    }
+
     /// The body; None if there is none.
     pub fn body(&self) -> Result<Option<Vec<u8>>, Doubt> {
         if self.len == 0 {

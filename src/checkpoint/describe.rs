@@ -34,7 +34,10 @@ pub fn describe(pickle: &Pickle, id: ObjectId) -> (String, String) {
         Object::Set(set) => ("set", items(set.len())),
         Object::FrozenSet(set) => ("frozenset", items(set.len())),
         Object::Dict(dict) => ("dict", items(dict.len())),
-        Object::Global { module, name } => ("type", shown(&format!("{module}.{name}"))),
+        Object::Global(global) => {
+            let name = format!("{}.{}", global.module, global.name);
+            ("type", shown(&name))
+        }
         Object::Call(call) => return (class(pickle, call), String::new()),
         Object::Persistent(_) => ("storage", String::new()),
     };

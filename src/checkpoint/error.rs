@@ -1,6 +1,7 @@
 //! Why there is no checkpoint: its bytes cannot be read, or it is refused.
 
 use super::refusal::{Cause, Refusal};
+use crate::budget::TooMuch;
 use crate::source;
 
 /// Why there is no checkpoint.
@@ -31,6 +32,12 @@ impl Error {
             Error::Refused(refusal) => refusal,
             Error::Source(error) => Refusal::new(Cause::Changing, error.to_string()),
         }
+    }
+}
+
+impl From<TooMuch> for Error {
+    fn from(much: TooMuch) -> Error {
+        Error::Refused(much.into())
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::budget::TooMuch;
+
 /// A checkpoint refused as a whole: what is wrong with it, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
@@ -58,14 +60,17 @@ pub enum Cause {
     Blocked,
     /// A link that leads back to itself.
     Circular,
+    /// Takes more memory than one file may take here.
+    Memory,
     /// What leads into the mount itself, or may.
     Younger,
 }
 
 impl Cause {
-    /// Whether it holds for as long as the file stays as it is, whoever looks at it.
+    /// Whether it holds for as long as the file stays as it is, whoever looks at it, with
+    /// whatever memory.
     pub fn is_lasting(self) -> bool {
-        !matches!(self, Cause::Changing | Cause::Unreadable)
+        !matches!(self, Cause::Changing | Cause::Unreadable | Cause::Memory)
     }
 
     /// Whether there is nothing in the file that could be weights.
@@ -158,6 +163,10 @@ impl Refusal {
             Cause::Blocked => {
                 "Put what it leads to into the mounted directory, or mount it for yourself alone."
             }
+            Cause::Memory => {
+                "If the file is what it should be, mount with a larger `--memory`: one file may take half \
+                 of it."
+            }
             Cause::Circular => "Remove the link, or let it lead to the file that it is meant for.",
             Cause::Younger => {
                 "If it is another mount, make this one again, after it; if it is this one, nothing needs \
@@ -181,6 +190,12 @@ pub fn shown(text: &str) -> String {
         shown.push_str("...");
     }
     shown
+}
+
+impl From<TooMuch> for Refusal {
+    fn from(much: TooMuch) -> Refusal {
+        Refusal::new(Cause::Memory, much.to_string())
+    }
 }
 
 impl fmt::Display for Refusal {

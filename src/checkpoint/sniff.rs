@@ -9,6 +9,7 @@ use super::formats::candidate::{Candidate, Holds, Request, Zip, ZipNames};
 use super::formats::{Format, is_headless, shows_pickle};
 use super::refusal::{Cause, Refusal};
 use super::weights::Wanted;
+use crate::budget::Share;
 use crate::source::{Source, Tree};
 
 /// What the name of a file promises.
@@ -52,9 +53,10 @@ const STRANGERS: &[(&[u8], &str)] = &[
     (b"PTMF", "a mobile TorchScript module"),
 ];
 
-/// Tells what `source` holds.
-pub fn sniff(source: &Source, hint: NameHint) -> Result<Content> {
-    let file = Candidate::new(source, hint == NameHint::Checkpoint)?;
+/// Tells what `source` holds. The memory for that, as for all below, is taken from
+/// `share`.
+pub fn sniff(source: &Source, hint: NameHint, share: &Share) -> Result<Content> {
+    let file = Candidate::new(source, hint == NameHint::Checkpoint, share)?;
     if is_safetensors(&file, hint)? {
         return Ok(Content::Safetensors);
     }
@@ -87,16 +89,18 @@ pub fn read(
     content: Content,
     directory: &dyn Tree,
     wanted: Wanted,
+    share: &Share,
 ) -> Result<Checkpoint> {
     match content {
         Content::Checkpoint { format, .. } => format.read(&Request {
             source,
             directory,
             wanted,
+            share,
         }),
         Content::NotACheckpoint(intruder) => Err(intruder.refusal().into()),
         Content::Safetensors | Content::Other => {
-            let what = match stranger(source)? {
+            let what = match stranger(source, share)? {
                 Some(kind) => format!("this is {kind}, not a pickle checkpoint"),
                 None => "this is not a pickle checkpoint".to_string(),
             };
@@ -108,16 +112,16 @@ pub fn read(
 /// A hash that tells the contents of `source`, which holds `content`, from any other:
 /// of its size and the parts of it that planning reads, among them checksums of all
 /// the rest. None where that cannot be had without reading all of it.
-pub fn fingerprint(source: &Source, content: Content) -> Result<Option<[u8; 32]>> {
+pub fn fingerprint(source: &Source, content: Content, share: &Share) -> Result<Option<[u8; 32]>> {
     match content.format() {
-        Some(format) => format.fingerprint(source),
+        Some(format) => format.fingerprint(source, share),
         None => Ok(None),
     }
 }
 
 /// What a file that is no checkpoint is called, where its head tells.
-fn stranger(source: &Source) -> Result<Option<&'static str>> {
-    let file = Candidate::new(source, false)?;
+fn stranger(source: &Source, share: &Share) -> Result<Option<&'static str>> {
+    let file = Candidate::new(source, false, share)?;
     let known = STRANGERS.iter().find(|(magic, _)| file.starts_with(magic));
     // A map of one to fifteen entries, whose first key is a short text.
     let msgpack = matches!(*file.head, [0x81..=0x8f, 0xa1..=0xbf, ..]);

@@ -6,6 +6,7 @@ use super::error::{Error, Result};
 use super::preamble::PlainPickle;
 use super::refusal::{Cause, Refusal};
 use super::verdict;
+use crate::budget::Share;
 use crate::pickle::{self, ErrorKind, Limits, ParseError, Pickle, ReadAt, Window};
 use crate::source::{self, Source, Span};
 
@@ -31,22 +32,29 @@ impl ReadAt for Span<'_> {
 pub struct Pickles<'a> {
     source: &'a Source,
     window: &'a Window<'a, Source>,
+    share: &'a Share,
     at: u64,
 }
 
 impl<'a> Pickles<'a> {
     /// Those from byte `offset` of the file on.
-    pub fn new(source: &'a Source, window: &'a Window<'a, Source>, offset: u64) -> Pickles<'a> {
+    pub fn new(
+        source: &'a Source,
+        window: &'a Window<'a, Source>,
+        share: &'a Share,
+        offset: u64,
+    ) -> Pickles<'a> {
         Pickles {
             source,
             window,
+            share,
             at: offset,
         }
     }
 
     /// The next pickle. What is dangerous in it is refused.
     pub fn next(&mut self) -> Result<Pickle<'a>> {
-        let pickle = parse_at(self.window, self.at)?;
+        let pickle = parse_at(self.window, self.at, self.share)?;
         self.at = pickle.end();
         Ok(pickle)
     }
@@ -56,6 +64,8 @@ impl<'a> Pickles<'a> {
         let (start, window) = (self.at, self.window);
         let pickle = self.next()?;
         let end = pickle.end();
+        // Once as bytes, and once as values.
+        self.share.take((end - start).saturating_mul(2))?;
         PlainPickle::new(&pickle, end - start, || Ok(window.bytes(start..end)?))
     }
 
@@ -84,16 +94,21 @@ pub fn window(source: &Source) -> Window<'_, Source> {
 }
 
 /// The pickle at the start of `bytes`, which must not be an attack.
-pub fn parse(bytes: &[u8]) -> Result<Pickle<'_>> {
+pub fn parse<'p>(bytes: &'p [u8], share: &Share) -> Result<Pickle<'p>> {
+    harmless(pickle::parse(bytes, &Limits::sharing(share)).map_err(ParseError::Pickle))
+}
+
+/// The same of bytes so few that nothing needs to be taken for them.
+pub fn parse_small(bytes: &[u8]) -> Result<Pickle<'_>> {
     harmless(pickle::parse(bytes, &Limits::default()).map_err(ParseError::Pickle))
 }
 
 /// The pickle at `offset` of what `window` shows, which must not be an attack.
-pub fn parse_at<'p, R>(window: &'p Window<'_, R>, offset: u64) -> Result<Pickle<'p>>
+pub fn parse_at<'p, R>(window: &'p Window<'_, R>, offset: u64, share: &Share) -> Result<Pickle<'p>>
 where
     R: ReadAt<Error = source::Error>,
 {
-    harmless(pickle::parse_at(window, offset, &Limits::default()))
+    harmless(pickle::parse_at(window, offset, &Limits::sharing(share)))
 }
 
 fn harmless<'p>(
@@ -114,6 +129,9 @@ pub fn refuse(failure: ParseError<source::Error>) -> Error {
     };
     if let Some(attack) = verdict::find(&error.imports) {
         return attack.into();
+    }
+    if let ErrorKind::Memory(much) = error.kind {
+        return much.into();
     }
     let cause = match error.kind {
         ErrorKind::NoStop | ErrorKind::NoNewline | ErrorKind::Truncated { .. } => {

@@ -8,6 +8,7 @@ use log::LevelFilter;
 
 use super::cache_options::CacheOptions;
 use super::{Failure, say};
+use crate::budget::Budget;
 use crate::mount::options::{self, Word, Words};
 use crate::mount::{Access, Config, Prepared};
 use crate::source::Links;
@@ -29,7 +30,7 @@ const THREADS: usize = 64;
 
 Words for -o:
   allow_other, allow_root, show_pickles, tensors=WHICH, threads=N, log_file=PATH,
-  cache_dir=PATH, cache_size=SIZE, promote=WHEN
+  cache_dir=PATH, cache_size=SIZE, promote=WHEN, memory=SIZE
                     as the options of these names
   nonempty          mount over a directory that has something in it
   noexec, noatime   as in mount(8)
@@ -72,6 +73,9 @@ pub struct Arguments {
     #[arg(long, value_name = "WHEN", default_value = "auto",
         value_parser = PossibleValuesParser::new(["auto", "always", "never"]).try_map(|text| options::promote(&text)))]
     promote: Promote,
+    /// Memory for work on files, such as 512M: one file may take half of it [default: a sixteenth of the machine's, from 256M to 2G]
+    #[arg(long, value_name = "SIZE", value_parser = options::memory)]
+    memory: Option<u64>,
     /// Options as mount(8) takes them, separated by commas
     #[arg(short = 'o', value_name = "WORDS", value_parser = options::words)]
     words: Vec<Words>,
@@ -103,6 +107,7 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
             no_cache: None,
             cache_limit: arguments.cache.limit(),
             promote: arguments.promote,
+            memory: arguments.memory.map(Budget::new).unwrap_or_default(),
         },
         access: match (arguments.allow_other, arguments.allow_root) {
             (true, _) => Access::Everyone,
@@ -134,6 +139,7 @@ fn config(arguments: Arguments, log_level: LevelFilter) -> Result<Config, Failur
             Word::LogFile(path) => config.log_file = Some(path),
             Word::CacheDir(path) => config.cache_dir = Some(path),
             Word::CacheSize(limit) => config.view.cache_limit = limit,
+            Word::Memory(memory) => config.view.memory = Budget::new(memory),
             Word::Promote(promote) => config.view.promote = promote,
         }
     }

@@ -15,6 +15,7 @@ use super::Error;
 use super::extent::Extent;
 use super::plan::Planned;
 use super::reader::{BLOCK, Reader};
+use crate::budget::Budget;
 use crate::checkpoint::native_ties;
 use crate::source;
 
@@ -302,7 +303,9 @@ impl<'a> Named<'a> {
         let ties = plan.dropped();
         names.extend(ties.filter_map(|(name, kept)| dropped((name.into(), kept.into()))));
         if plan.is_native() {
-            let ties = native_ties(reader.source()).map_err(|error| Failed { side, error })?;
+            let share = Budget::default().share();
+            let ties =
+                native_ties(reader.source(), &share).map_err(|error| Failed { side, error })?;
             names.extend(ties.into_iter().filter_map(dropped));
         }
         names.sort_unstable();

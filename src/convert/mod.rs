@@ -34,6 +34,7 @@ pub use reader::{Reader, Segment};
 pub use scratch::Scratch;
 pub use tied_weights::{TiedNames, Ties};
 
+use crate::budget::{Budget, Share};
 use crate::checkpoint::{
     self, Cause, Checkpoint, Content, NameHint, NativeTensor, Refusal, Wanted, open_companions,
     sniff,
@@ -52,16 +53,18 @@ pub enum Parsed {
 }
 
 /// Reads the checkpoint in `source`, or the header of a native safetensors file.
-/// `directory` is the one that it lies in; `wanted` is of a checkpoint.
+/// `directory` is the one that it lies in; `wanted` is of a checkpoint. The memory for
+/// it, and for the plan that is made from it, is taken from `share`.
 pub fn read(
     source: &Source,
     content: Content,
     directory: &dyn Tree,
     wanted: Wanted,
+    share: &Share,
 ) -> Result<Parsed, Error> {
     let parsed = match content {
-        Content::Safetensors => checkpoint::native(source).map(Parsed::Native),
-        _ => checkpoint::read(source, content, directory, wanted).map(Parsed::Checkpoint),
+        Content::Safetensors => checkpoint::native(source, share).map(Parsed::Native),
+        _ => checkpoint::read(source, content, directory, wanted, share).map(Parsed::Checkpoint),
     };
     if let Err(Error::Source(_)) = parsed {
         return parsed;
@@ -108,10 +111,11 @@ pub fn open_at(path: &Path, root: Option<&str>) -> Result<Reader, Error> {
         }
         .into());
     }
-    let content = sniff(&source, hint(&name))?;
+    let share = Budget::default().share();
+    let content = sniff(&source, hint(&name), &share)?;
     let architecture = architecture_beside(&directory)?;
     let wanted = root.map_or(Wanted::Rule, Wanted::Exactly);
-    let parsed = read(&source, content, &directory, wanted)?;
+    let parsed = read(&source, content, &directory, wanted, &share)?;
     let plan = parsed.plan(source.size(), architecture.as_deref())?;
     let companions = open_companions(plan.companions(), &directory)?;
     Ok(Reader::new(Files::new(source, companions), Arc::new(plan)))

@@ -188,7 +188,7 @@ impl Plan {
         let planned: Vec<Planned> = tensors
             .into_iter()
             .map(|tensor| Planned {
-                name: tensor.name.into(),
+                name: tensor.name,
                 dtype: tensor.dtype,
                 shape: tensor.shape,
                 start: tensor.offset,

@@ -226,6 +226,7 @@ impl Prepared {
             why,
         };
         raise_descriptor_limit();
+        keep_few_heaps();
         let cache = self.cache();
         let options = view::Options {
             no_cache: cache.as_ref().err().cloned(),
@@ -458,5 +459,15 @@ fn raise_descriptor_limit() {
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(why) = raised {
         debug!("the limit of open files stays: {why}");
+    }
+}
+
+/// By default the allocator has a heap for each thread, and what one leaves free is of
+/// no use to the others.
+fn keep_few_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no preconditions; it sets a number in the allocator.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
     }
 }

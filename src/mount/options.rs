@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::budget;
 use crate::cache::Limit;
 use crate::view::{Promote, Tensors};
 
@@ -28,6 +29,8 @@ pub enum Word {
     LogFile(PathBuf),
     CacheDir(PathBuf),
     CacheSize(Limit),
+    /// Bytes.
+    Memory(u64),
     Promote(Promote),
 }
 
@@ -87,12 +90,27 @@ pub fn threads(text: &str) -> Result<usize, &'static str> {
     }
 }
 
-/// Reads a number of bytes; `K`, `M`, `G` and `T` after it are powers of 1024.
+/// Reads how much the cache may take: a number of [`bytes`].
 ///
 /// # Errors
 /// Any other text, and more than fits.
 pub fn cache_size(text: &str) -> Result<Limit, &'static str> {
-    const WANTED: &str = "must be a number of bytes, such as 20G or 500M";
+    bytes(text)
+        .map(Limit::Bytes)
+        .ok_or("must be a number of bytes, such as 20G or 500M")
+}
+
+/// Reads how much memory there is for work on files: a number of [`bytes`].
+///
+/// # Errors
+/// Any other text, and less than is of use.
+pub fn memory(text: &str) -> Result<u64, &'static str> {
+    let bytes = bytes(text).filter(|bytes| *bytes >= budget::LEAST);
+    bytes.ok_or("must be a number of bytes from 64M, such as 512M or 2G")
+}
+
+/// A number of bytes; `K`, `M`, `G` and `T` after it are powers of 1024.
+fn bytes(text: &str) -> Option<u64> {
     let unit = text.find(|char: char| !char.is_ascii_digit());
     let (number, unit) = text.split_at(unit.unwrap_or(text.len()));
     let unit = match unit {
@@ -101,11 +119,9 @@ pub fn cache_size(text: &str) -> Result<Limit, &'static str> {
         "M" | "m" | "MiB" => 1 << 20,
         "G" | "g" | "GiB" => 1 << 30,
         "T" | "t" | "TiB" => 1_u64 << 40,
-        _ => return Err(WANTED),
+        _ => return None,
     };
-    let bytes = number.parse::<u64>().ok();
-    let bytes = bytes.and_then(|number| number.checked_mul(unit));
-    bytes.map(Limit::Bytes).ok_or(WANTED)
+    number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 /// Reads `auto`, `always` or `never`.
@@ -144,8 +160,12 @@ fn word(text: &str) -> Result<Option<Word>, WordError> {
         ("log_file", Some(value)) if !value.is_empty() => Word::LogFile(value.into()),
         ("cache_dir", Some(value)) if !value.is_empty() => Word::CacheDir(value.into()),
         ("cache_size", Some(value)) => Word::CacheSize(cache_size(value).map_err(wrong)?),
+        ("memory", Some(value)) => Word::Memory(memory(value).map_err(wrong)?),
         ("promote", Some(value)) => Word::Promote(promote(value).map_err(wrong)?),
-        ("tensors" | "threads" | "log_file" | "cache_dir" | "cache_size" | "promote", _) => {
+        (
+            "tensors" | "threads" | "log_file" | "cache_dir" | "cache_size" | "memory" | "promote",
+            _,
+        ) => {
             return Err(wrong("needs a value"));
         }
 
@@ -205,6 +225,7 @@ mod tests {
             parsed("cache_size=3G,promote=never"),
             [size, Word::Promote(Promote::Never)]
         );
+        assert_eq!(parsed("memory=64M"), [Word::Memory(64 << 20)]);
         assert_eq!(parsed("tensors=hide"), [Word::Tensors(Tensors::Hide)]);
         assert_eq!(parsed("tensors=off,"), [Word::Tensors(Tensors::Off)]);
         assert_eq!(
@@ -237,6 +258,9 @@ mod tests {
             "cache_size=G",
             "cache_size=1X",
             "cache_size=99999999T",
+            "memory",
+            "memory=63M",
+            "memory=some",
             "promote=yes",
         ] {
             assert!(

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::object::Import;
+use crate::budget::TooMuch;
 
 /// A pickle that was refused.
 ///
@@ -162,4 +163,7 @@ pub enum ErrorKind {
         /// The bound.
         limit: u64,
     },
+    /// More memory than there is for one file, see [`Limits::share`](super::Limits::share).
+    #[error(transparent)]
+    Memory(#[from] TooMuch),
 }

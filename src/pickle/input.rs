@@ -175,6 +175,7 @@ impl<'a, R: ReadAt + ?Sized> Input<'a> for &'a Window<'_, R> {
         if held > limits.held {
             return Err(beyond().into());
         }
+        limits.take(length)?;
         let mut bytes = vec![0; size];
         self.source
             .read_exact_at(&mut bytes, offset)

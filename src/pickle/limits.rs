@@ -1,12 +1,15 @@
 //! What one pickle may cost at most.
 
+use super::error::ErrorKind;
+use crate::budget::Share;
+
 /// Bounds on the work and memory of one [`parse`](super::parse) or
 /// [`parse_at`](super::parse_at).
 ///
 /// The defaults leave room for a checkpoint of half a million tensors (about 26
 /// opcodes, 130 bytes and 1 KiB of memory each).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
+#[derive(Debug, Clone)]
+pub struct Limits<'s> {
     /// Opcodes executed.
     pub opcodes: u64,
     /// Bytes of memory for the objects, the stack and the memo. The shorter the
@@ -28,10 +31,12 @@ pub struct Limits {
     /// [`Window`](super::Window); longer ones are left
     /// [apart](super::Payload::Apart).
     pub apart: u64,
+    /// Memory is taken from this too, before the pickle has it.
+    pub share: Option<&'s Share>,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
+impl Default for Limits<'_> {
+    fn default() -> Self {
         Limits {
             opcodes: 128 << 20,
             memory: 512 << 20,
@@ -41,11 +46,28 @@ impl Default for Limits {
             imports: 16 << 10,
             held: 256 << 20,
             apart: 4 << 10,
+            share: None,
         }
     }
 }
 
-impl Limits {
+impl<'s> Limits<'s> {
+    /// The default ones, with memory from `share`.
+    pub fn sharing(share: &'s Share) -> Limits<'s> {
+        Limits {
+            share: Some(share),
+            ..Limits::default()
+        }
+    }
+
+    /// Takes `bytes` of memory.
+    pub(super) fn take(&self, bytes: u64) -> Result<(), ErrorKind> {
+        match self.share.map(|share| share.take(bytes)) {
+            Some(Err(much)) => Err(much.into()),
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+
     /// Bytes of memory for a pickle of which `read` bytes have been executed.
     ///
     /// Of what picklers write, lists of two-byte integers take most for their

@@ -11,7 +11,7 @@ use super::error::{Error, ErrorKind, ParseError, Stop};
 use super::input::Input;
 use super::limits::Limits;
 use super::memo::Memo;
-use super::object::{ByteRange, Call, CallKind, Import, Object, ObjectId, Payload, Str};
+use super::object::{ByteRange, Call, CallKind, Global, Import, Object, ObjectId, Payload, Str};
 use super::objects::Objects;
 use super::opcode::{Argument, Opcode};
 use super::operands::Operands;
@@ -25,12 +25,14 @@ const NAME_BYTES: &str = "bytes in the module or name of an import";
 
 pub(super) struct Machine<'a, 'l> {
     operands: Operands<'a>,
-    limits: &'l Limits,
+    limits: &'l Limits<'l>,
     /// Payloads longer than this are left apart.
     apart: u64,
     objects: Objects<'a>,
     /// Bytes that the objects hold outside of the arena.
     heap: usize,
+    /// Bytes of memory that were taken from the share.
+    taken: u64,
     constants: Constants,
     stack: Vec<ObjectId>,
     /// Heights of the stack at each MARK, lowest first.
@@ -64,13 +66,18 @@ struct Constants {
 
 impl<'a, 'l> Machine<'a, 'l> {
     /// At byte `offset` of the input.
-    pub(super) fn new<I: Input<'a>>(input: &I, offset: u64, limits: &'l Limits) -> Machine<'a, 'l> {
+    pub(super) fn new<I: Input<'a>>(
+        input: &I,
+        offset: u64,
+        limits: &'l Limits<'l>,
+    ) -> Machine<'a, 'l> {
         Machine {
             operands: Operands::new(offset, input.end()),
             limits,
             apart: input.apart(limits),
             objects: Objects::default(),
             heap: 0,
+            taken: 0,
             constants: Constants::default(),
             stack: Vec::new(),
             marks: Vec::new(),
@@ -201,7 +208,7 @@ impl<'a, 'l> Machine<'a, 'l> {
         self.operands.hold(input, argument, self.limits)
     }
 
-    fn check_memory(&self) -> Result<()> {
+    fn check_memory(&mut self) -> Result<()> {
         let memory = self.heap
             + self.objects.memory()
             + self.memo.memory()
@@ -210,8 +217,13 @@ impl<'a, 'l> Machine<'a, 'l> {
             + self.marks.capacity() * size_of::<usize>()
             + self.unhashable_tuples.capacity() * (size_of::<ObjectId>() + 1);
         let most = self.limits.memory_after(self.operands.taken());
-        if memory as u64 > most {
+        let memory = memory as u64;
+        if memory > most {
             return Err(limit("bytes of memory", most));
+        }
+        if memory > self.taken {
+            self.limits.take(memory - self.taken)?;
+            self.taken = memory;
         }
         Ok(())
     }
@@ -540,10 +552,10 @@ impl Machine<'_, '_> {
             module: Arc::clone(&module),
             name: Arc::clone(&name),
         });
-        let id = self.new_object(Object::Global {
+        let id = self.new_object(Object::Global(Box::new(Global {
             module: Arc::clone(&module),
             name: Arc::clone(&name),
-        })?;
+        })))?;
         self.globals.entry(module).or_default().insert(name, id);
         Ok(id)
     }
@@ -556,7 +568,7 @@ impl Machine<'_, '_> {
         kwargs: Option<ObjectId>,
     ) -> Result<()> {
         match self.object(callable) {
-            Object::Global { .. } | Object::Call(_) | Object::Persistent(_) => {}
+            Object::Global(_) | Object::Call(_) | Object::Persistent(_) => {}
             other => return Err(wrong_type("something to call", other)),
         }
         match self.object(args) {

@@ -62,7 +62,9 @@ pub use error::{Error, ErrorKind, ParseError};
 pub use input::{ReadAt, Window};
 pub use limits::Limits;
 pub use marks::Marks;
-pub use object::{ByteRange, Call, CallKind, Import, Object, ObjectId, Payload, PersistentId, Str};
+pub use object::{
+    ByteRange, Call, CallKind, Global, Import, Object, ObjectId, Payload, PersistentId, Str,
+};
 pub use objects::Objects;
 pub use parsed::{Pickle, Step};
 pub use parser::Parser;

@@ -21,6 +21,9 @@ impl ObjectId {
     }
 }
 
+/// Most of the memory of a pickle is objects.
+const _: () = assert!(size_of::<Object>() <= 32);
+
 /// One object. What it contains is named by id; cycles are possible.
 #[derive(Debug, Clone)]
 pub enum Object<'a> {
@@ -55,12 +58,7 @@ pub enum Object<'a> {
     /// A `frozenset` as it was written: members may repeat.
     FrozenSet(Box<[ObjectId]>),
     /// A name the pickle imports. There is one object for each pair.
-    Global {
-        /// The module, as written: no Python-2 name is translated.
-        module: Arc<str>,
-        /// The name in that module; may be dotted.
-        name: Arc<str>,
-    },
+    Global(Box<Global>),
     /// What a call would have made.
     Call(Box<Call>),
     /// An object that the reader has to supply.
@@ -103,7 +101,7 @@ impl Object<'_> {
             Object::Dict(_) => "a dict",
             Object::Set(_) => "a set",
             Object::FrozenSet(_) => "a frozenset",
-            Object::Global { .. } => "a global",
+            Object::Global(_) => "a global",
             Object::Call(_) => "the result of a call",
             Object::Persistent(_) => "a persistent object",
         }
@@ -129,6 +127,15 @@ impl Object<'_> {
             bytes => bytes + ALLOCATION,
         }
     }
+}
+
+/// A name in a module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Global {
+    /// The module, as written: no Python-2 name is translated.
+    pub module: Arc<str>,
+    /// The name in that module; may be dotted.
+    pub name: Arc<str>,
 }
 
 /// A run of bytes in the file.

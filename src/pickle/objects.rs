@@ -101,7 +101,7 @@ impl<'a> Objects<'a> {
     /// Module and name of an import.
     pub fn global(&self, id: ObjectId) -> Option<(&str, &str)> {
         match self.get(id) {
-            Object::Global { module, name } => Some((module, name)),
+            Object::Global(global) => Some((&global.module, &global.name)),
             _ => None,
         }
     }

@@ -20,7 +20,7 @@ impl<'a, 'l, 's, R: ReadAt + ?Sized> Parser<'a, 'l, 's, R> {
     pub fn new(
         window: &'a Window<'s, R>,
         offset: u64,
-        limits: &'l Limits,
+        limits: &'l Limits<'l>,
     ) -> Parser<'a, 'l, 's, R> {
         Parser {
             window,

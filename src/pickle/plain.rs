@@ -29,7 +29,7 @@ impl Pickle<'_> {
         let is_plain = |id| {
             !matches!(
                 self.get(id),
-                Object::Global { .. } | Object::Call(_) | Object::Persistent(_)
+                Object::Global(_) | Object::Call(_) | Object::Persistent(_)
             )
         };
         self.effort.opcodes <= limits.values

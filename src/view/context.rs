@@ -5,7 +5,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
 
@@ -22,6 +22,9 @@ use crate::source::{Tree, Version};
 const SCANS: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 /// Sharded checkpoints whose tensors are kept in order: eight bytes for each.
 const MERGED: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+
+/// How long after large work all is as small again as it can be.
+const REST: Duration = Duration::from_secs(20);
 
 pub struct Context {
     sources: Arc<Sources>,
@@ -44,7 +47,7 @@ impl Context {
         let background = Background::start();
         let cache = options.cache.clone();
         let cache = cache.map(|directory| (directory, background.clone()));
-        let catalog = Catalog::new(options.weights.clone(), cache);
+        let catalog = Catalog::new(options.weights.clone(), cache, options.memory.clone());
         let store = options.cache.clone();
         let store = store.map(|directory| Store::new(directory, options.cache_limit));
         let sources = Arc::new(Sources {
@@ -82,9 +85,17 @@ impl Context {
         self.tree().location()
     }
 
-    /// Has memory that work left behind given back.
+    /// Has memory that work left behind given back, and, once there is no more of such
+    /// work, what it found out that is large.
     pub fn trim(&self) {
         self.background.trim();
+        let (sources, background) = (Arc::downgrade(&self.sources), self.background.clone());
+        self.background.put_off(REST, move || {
+            if let Some(sources) = sources.upgrade() {
+                sources.catalog.settle();
+                background.trim();
+            }
+        });
     }
 
     pub fn tree(&self) -> &Arc<dyn Tree> {

@@ -35,7 +35,6 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 pub use attr::{Attr, Kind};
 pub use error::{Error, Result};
@@ -54,8 +53,10 @@ use crate::workers::Lane;
 use context::Context;
 use folder::Folder;
 
-/// Bytes of plans and indexes whose making leaves much memory behind.
+/// Work on files that takes so much leaves much memory behind, in bytes.
 const LARGE: u64 = 4 << 20;
+/// A directory of so many files leaves as much behind, each of them a little.
+const MANY: usize = 1000;
 
 /// The tree over one source. Shared by all threads of a mount.
 pub struct View(Context);
@@ -97,15 +98,20 @@ impl View {
 
     /// All children of `dir`, as of now, by name, without `.` and `..`.
     pub fn list(&self, dir: &Node) -> Result<Listing> {
-        self.trimming(|| dir.form().list(&self.0))
+        let listing = self.trimming(|| dir.form().list(&self.0))?;
+        if listing.len() > MANY {
+            self.0.trim();
+        }
+        Ok(listing)
     }
 
-    /// Does `work`, which may make plans, and cleans up behind large ones.
+    /// Does `work`, which may make plans, and cleans up behind large ones, whatever became
+    /// of them.
     fn trimming<T>(&self, work: impl FnOnce() -> T) -> T {
-        let worked = || self.0.catalog().figures().worked.load(Ordering::Relaxed);
-        let before = worked();
+        let returned = || self.0.options().memory.returned();
+        let before = returned();
         let done = work();
-        if worked() - before > LARGE {
+        if returned().wrapping_sub(before) > LARGE {
             self.0.trim();
         }
         done

@@ -1,6 +1,7 @@
 //! What shapes the tree, and what it is made with.
 
 use super::promoter::Promote;
+use crate::budget::Budget;
 use crate::cache::{Directory, Limit};
 use crate::source::Links;
 
@@ -33,4 +34,6 @@ pub struct Options {
     /// How much of it promoted files may take.
     pub cache_limit: Limit,
     pub promote: Promote,
+    /// What memory for work on files is taken from.
+    pub memory: Budget,
 }

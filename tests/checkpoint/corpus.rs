@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use stfs::budget::Budget;
 use stfs::checkpoint::{Cause, Content, sniff};
 use stfs::convert::{self, Error};
 
@@ -203,7 +204,12 @@ fn every_file_is_something_else_or_read_or_refused_in_words() {
     for (path, kind) in manifest(&corpus) {
         let file = corpus.join(&path);
         let source = super::support::open(&file);
-        let content = sniff(&source, convert::hint(file.file_name().unwrap())).unwrap();
+        let content = sniff(
+            &source,
+            convert::hint(file.file_name().unwrap()),
+            &Budget::default().share(),
+        )
+        .unwrap();
         let result = convert::open(&file);
         match kind.split(' ').next().unwrap() {
             "safetensors" => assert!(result.is_ok() && content == Content::Safetensors, "{path}"),

@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
+use stfs::budget::Budget;
 use stfs::checkpoint::{self, Cause, Checkpoint, Content, NameHint, Wanted, fingerprint, sniff};
 use stfs::convert::{Files, Plan, Reader};
 use stfs::source::memory::MemoryTree;
@@ -71,7 +72,8 @@ impl Model {
     }
 
     fn read(&self, source: &Source, content: Content) -> checkpoint::Result<Checkpoint> {
-        checkpoint::read(source, content, &*self.0.root(), Wanted::Rule)
+        let share = Budget::default().share();
+        checkpoint::read(source, content, &*self.0.root(), Wanted::Rule, &share)
     }
 
     fn reader(&self, plan: &Arc<Plan>) -> Reader {
@@ -88,7 +90,7 @@ impl Model {
 }
 
 fn content(source: &Source) -> Content {
-    sniff(source, NameHint::Checkpoint).unwrap()
+    sniff(source, NameHint::Checkpoint, &Budget::default().share()).unwrap()
 }
 
 fn planned(checkpoint: Checkpoint) -> Arc<Plan> {
@@ -255,7 +257,7 @@ fn checksums_are_those_of_the_bytes_in_the_file() {
 fn print(bytes: &[u8]) -> Option<[u8; 32]> {
     let model = Model::new(bytes);
     let source = model.source();
-    fingerprint(&source, content(&source)).unwrap()
+    fingerprint(&source, content(&source), &Budget::default().share()).unwrap()
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::fs;
 
 use proptest::prelude::*;
+use stfs::budget::Budget;
 use stfs::checkpoint::{self, Backing, Checkpoint, Error, NameHint, Wanted, sniff};
 use stfs::source::{LocalTree, Tree};
 
@@ -41,8 +42,9 @@ fn checkpoint(bytes: &[u8]) -> Option<Checkpoint> {
     fs::write(&path, bytes).unwrap();
     let (directory, name) = LocalTree::around(&path).unwrap();
     let source = directory.open(&name).unwrap();
-    let content = sniff(&source, NameHint::Checkpoint).unwrap();
-    match checkpoint::read(&source, content, &directory, Wanted::Rule) {
+    let share = Budget::default().share();
+    let content = sniff(&source, NameHint::Checkpoint, &share).unwrap();
+    match checkpoint::read(&source, content, &directory, Wanted::Rule, &share) {
         Ok(checkpoint) => Some(checkpoint),
         Err(Error::Refused(refusal)) => {
             assert!(refusal.to_string().len() < 2000);

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use stfs::budget::Budget;
 use stfs::checkpoint::{Cause, Content, Holds, Intruder, NameHint, sniff};
 
 use super::archive::Archive;
@@ -43,7 +44,7 @@ fn content(bytes: &[u8], promise: NameHint) -> Told {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     fs::write(&path, bytes).unwrap();
-    told(sniff(&support::open(&path), promise).unwrap())
+    told(sniff(&support::open(&path), promise, &Budget::default().share()).unwrap())
 }
 
 fn promised(bytes: &[u8]) -> Told {
@@ -154,7 +155,8 @@ fn long_streams_are_pickles_when_nothing_says_otherwise() {
     file.set_len(u64::from(len) + 5).unwrap();
     fs::write(dir.path().join("call"), b"").unwrap();
     std::io::Write::write_all(&mut &file, b"0cmine\nrun\n(tR.").unwrap();
-    let content = |promise| told(sniff(&support::open(&path), promise).unwrap());
+    let content =
+        |promise| told(sniff(&support::open(&path), promise, &Budget::default().share()).unwrap());
     assert_eq!(content(NameHint::Checkpoint), Told::Pickles("pickle"));
     // The same string in a file that ends before it does.
     file.set_len(66 << 20).unwrap();

@@ -45,7 +45,7 @@ impl Repr<'_, '_> {
             Object::Dict(_) => format!("{{{}}}", self.items(&self.pickle.entries(id))),
             Object::Set(members) => format!("set({})", self.list(members)),
             Object::FrozenSet(members) => format!("frozenset({})", self.list(members)),
-            Object::Global { module, name } => format!("{module}.{name}"),
+            Object::Global(global) => format!("{}.{}", global.module, global.name),
             Object::Persistent(PersistentId::Text(text)) => format!("<'{text}'>"),
             Object::Persistent(PersistentId::Object(id)) => format!("<{}>", self.object(*id)),
             Object::Call(call) => {

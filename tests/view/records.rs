@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use stfs::budget::Budget;
 use stfs::cache::Directory;
 use stfs::checkpoint::{Content, sniff};
 use stfs::convert;
@@ -142,7 +143,7 @@ impl Watch {
 
 fn content(path: &Path) -> Content {
     let hint = convert::hint(path.file_name().unwrap());
-    sniff(&support::open(path), hint).unwrap()
+    sniff(&support::open(path), hint, &Budget::default().share()).unwrap()
 }
 
 /// A copy of the repository's checkpoints: zip, legacy, tar, pickled and embedded

@@ -68,6 +68,14 @@ impl<K: Hash + Eq + Clone, V: Weighed> Memory<K, V> {
         done
     }
 
+    /// Forgets what is heavy until half of the budget is left, the last one too.
+    pub fn settle(&self) {
+        let mut known = self.lock();
+        while known.weight > self.budget / 2 && !known.heavy.is_empty() {
+            known.lighten();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known<K, V>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,6 +178,17 @@ mod tests {
         });
         assert_eq!(facts, 100);
         assert!(heavy > 500 << 10 && heavy <= 1 << 20, "{heavy}");
+    }
+
+    #[test]
+    fn the_last_one_is_kept_until_all_settles() {
+        let memory: Memory<u32, Load> = Memory::new(1 << 20);
+        let heavy = |key| memory.with(&key, |load| load.heavy);
+        memory.with(&1, |load| (load.fact, load.heavy) = (Some(1), 2 << 20));
+        assert_eq!(heavy(1), 2 << 20);
+        memory.settle();
+        assert_eq!(heavy(1), 0);
+        assert_eq!(memory.with(&1, |load| load.fact), Some(1));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::budget::{Budget, Share};
 use crate::cache::{Background, Directory, Name};
 use crate::checkpoint::{self, Content, Refusal, Wanted, fingerprint, open_companions, sniff};
 use crate::convert::index::Index;
@@ -31,12 +32,15 @@ pub use key::{Circumstances, FileKey, Identity, PlanKey, Subject};
 pub use prune::prune_records;
 
 /// Bytes of memory for all that is known.
-const BUDGET: usize = 64 << 20;
+const BUDGET: usize = 20 << 20;
 /// How long what was found out of a file is good for that may change without its
 /// stamps moving.
 const FRESH: Duration = Duration::from_millis(200);
 /// A longer file is no index: huggingface_hub reads none of more than 10 MiB.
 const MAX_INDEX: u64 = 16 << 20;
+
+/// Bytes of memory for each byte of an index, to parse it or to write it anew.
+const PARSED: u64 = 4;
 
 /// A plan, or why there is none. Both hold for as long as the file stays as it is.
 pub type Outcome = Result<Arc<Plan>, Arc<Refusal>>;
@@ -60,17 +64,17 @@ pub struct Catalog {
     root: Option<String>,
     /// Told to each mount, so that what holds for one is not taken for another's.
     mount: u64,
+    /// What the memory to find out more is taken from.
+    budget: Budget,
     figures: Figures,
 }
 
-/// Where plans came from, and how much memory they took.
+/// Where plans came from.
 #[derive(Debug, Default)]
 pub struct Figures {
     pub from_memory: AtomicU64,
     pub from_records: AtomicU64,
     pub made: AtomicU64,
-    /// Bytes of all plans and indexes that were made or loaded.
-    pub worked: AtomicU64,
 }
 
 /// What is known of one file.
@@ -152,7 +156,11 @@ impl Catalog {
     /// `root` is the dotted path of the weights in each checkpoint, if not what the
     /// rule finds; `records` where to keep what is found out, and the thread that
     /// tidies up there.
-    pub fn new(root: Option<String>, records: Option<(Directory, Background)>) -> Catalog {
+    pub fn new(
+        root: Option<String>,
+        records: Option<(Directory, Background)>,
+        budget: Budget,
+    ) -> Catalog {
         use std::hash::{BuildHasher, RandomState};
         let records =
             records.map(|(directory, thread)| Records::new(directory, root.clone(), thread));
@@ -161,12 +169,19 @@ impl Catalog {
             records,
             root,
             mount: RandomState::new().hash_one(std::process::id()),
+            budget,
             figures: Figures::default(),
         }
     }
 
     pub fn figures(&self) -> &Figures {
         &self.figures
+    }
+
+    /// Forgets what is heavy, down to half of what is kept while there is work: until
+    /// then what was used last is kept in any case.
+    pub fn settle(&self) {
+        self.memory.settle();
     }
 
     /// A number that no other mount has.
@@ -184,7 +199,8 @@ impl Catalog {
                 known.take_in(summary);
             } else {
                 let hint = convert::hint(subject.name);
-                let (content, kept) = look(subject, |source| match sniff(source, hint) {
+                let share = self.budget.share();
+                let (content, kept) = look(subject, |source| match sniff(source, hint, &share) {
                     Ok(content) => Ok(content),
                     Err(checkpoint::Error::Source(error)) => Err(error),
                     // Whether a file is a checkpoint is never refused.
@@ -236,10 +252,9 @@ impl Catalog {
             if let Some(known) = &known.index {
                 return Ok(known.clone());
             }
+            let _share = self.share_to_parse(subject)?;
             let (found, kept) = look(subject, |source| {
                 let json = source.read_at(0, source.size().min(MAX_INDEX))?;
-                let work = &self.figures.worked;
-                work.fetch_add(json.len() as u64, Ordering::Relaxed);
                 Ok(Index::parse(&json).map(Arc::new))
             })?;
             known.index = kept.then(|| found.clone());
@@ -247,28 +262,36 @@ impl Catalog {
         })
     }
 
-    /// The text of an index with other names of files, which `names` is a hash of:
-    /// the last one that `render` made for these, if it is still there.
+    /// The text of the index in the file with other names of files, which `names` is a
+    /// hash of: the last one that `render` made for these, if it is still there.
     pub fn rendered(
         &self,
         subject: &Subject,
         names: &Name,
-        render: impl FnOnce() -> source::Result<Option<Vec<u8>>>,
+        render: impl FnOnce(&Index) -> Vec<u8>,
     ) -> source::Result<Option<Arc<[u8]>>> {
         let known = self.with(subject, |known| known.rendered.clone());
         if let Some((_, text)) = known.filter(|(known, _)| known == names) {
             return Ok(Some(text));
         }
-        let Some(text) = render()? else {
+        let Some(index) = self.index(subject)? else {
             return Ok(None);
         };
-        let text: Arc<[u8]> = text.into();
-        let work = &self.figures.worked;
-        work.fetch_add(text.len() as u64, Ordering::Relaxed);
+        let _share = self.share_to_parse(subject)?;
+        let text: Arc<[u8]> = render(&index).into();
         self.with(subject, |known| {
             known.rendered = Some((*names, text.clone()));
         });
         Ok(Some(text))
+    }
+
+    /// What an index takes while it is read or written.
+    fn share_to_parse(&self, subject: &Subject) -> source::Result<Share> {
+        let share = self.budget.share();
+        match share.take(subject.version.size.saturating_mul(PARSED)) {
+            Ok(()) => Ok(share),
+            Err(much) => Err(io::Error::new(io::ErrorKind::OutOfMemory, much).into()),
+        }
     }
 
     /// What becomes of the checkpoint `subject`, or why nothing does.
@@ -291,7 +314,7 @@ impl Catalog {
             };
             let identity = match known.identity {
                 Some(identity) => identity,
-                None => self.identify(subject, key, None)?,
+                None => self.identify(subject, key, None, &self.budget.share())?,
             };
             known.identity = Some(identity);
             if let Err(refusal) = &size
@@ -327,7 +350,10 @@ impl Catalog {
         let plan = match subject.version.settled {
             true => self.plan(subject, key)?.ok(),
             // What was found out before it was opened may be of other bytes.
-            false => self.read(&source, subject, key)?.0.map(Arc::new).ok(),
+            false => {
+                let (outcome, _) = self.read(&source, subject, key, &self.budget.share())?;
+                outcome.map(Arc::new).ok()
+            }
         };
         let plan = plan.ok_or(source::Error::Changed)?;
         let companions = open_companions(plan.companions(), subject.directory)?;
@@ -411,9 +437,10 @@ impl Catalog {
         if !key.is_lasting() {
             opened = Some(open(subject)?);
         }
-        let identity = self.identify(subject, key, opened.as_ref())?;
+        let share = self.budget.share();
+        let identity = self.identify(subject, key, opened.as_ref(), &share)?;
         known.identity = Some(identity);
-        let outcome = match self.load(subject, key, &identity, known, circumstances) {
+        let outcome = match self.load(subject, key, &identity, known, circumstances, &share) {
             Some(outcome) => {
                 count(&self.figures.from_records);
                 outcome
@@ -424,7 +451,7 @@ impl Catalog {
                     None => open(subject)?,
                 };
                 count(&self.figures.made);
-                let (outcome, body) = self.read(&source, subject, key)?;
+                let (outcome, body) = self.read(&source, subject, key, &share)?;
                 self.learn(subject, key, &identity, known, &outcome, &body);
                 outcome
             }
@@ -433,8 +460,6 @@ impl Catalog {
         let size = outcome.as_ref().map(|plan| plan.size());
         known.outcome = Some((*circumstances, size.map_err(Arc::clone)));
         if let Ok(plan) = &outcome {
-            let weight = plan.weight() as u64;
-            self.figures.worked.fetch_add(weight, Ordering::Relaxed);
             known.plan = Some((*circumstances, plan.clone()));
         }
         Ok(outcome)
@@ -447,6 +472,7 @@ impl Catalog {
         subject: &Subject,
         key: &PlanKey,
         source: Option<&Source>,
+        share: &Share,
     ) -> source::Result<Identity> {
         let mount = Identity::Mount(self.mount, *subject.version);
         if key.is_lasting() {
@@ -468,7 +494,7 @@ impl Catalog {
                 &opened
             }
         };
-        match fingerprint(source, key.content) {
+        match share.returning(|| fingerprint(source, key.content, share)) {
             Ok(Some(sum)) => {
                 // Bytes of tensors that were changed in place leave the sum what it was.
                 let Version { modified, size, .. } = subject.version;
@@ -491,6 +517,7 @@ impl Catalog {
         identity: &Identity,
         known: &mut Known,
         circumstances: &Circumstances,
+        share: &Share,
     ) -> Option<Result<Plan, Refusal>> {
         let records = self.records.as_ref().filter(|_| identity.is_lasting())?;
         let name = records.name(identity, subject);
@@ -501,7 +528,10 @@ impl Catalog {
         if let Some(Err(refusal)) = size {
             return Some(Err(Refusal::clone(&refusal)));
         }
-        let (checkpoint, body) = records.checkpoint(&name)?;
+        let (checkpoint, body) = match records.checkpoint(&name, share) {
+            Ok(found) => found?,
+            Err(much) => return Some(Err(much.into())),
+        };
         if !checkpoint.companions.iter().all(|file| key.has(file)) {
             return None;
         }
@@ -519,6 +549,7 @@ impl Catalog {
         source: &Source,
         subject: &Subject,
         key: &PlanKey,
+        share: &Share,
     ) -> source::Result<(Result<Plan, Refusal>, Body)> {
         let mut body = Body::default();
         let wanted = match (subject.root, &self.root) {
@@ -526,7 +557,7 @@ impl Catalog {
             (None, Some(root)) => Wanted::Preferred(root),
             (None, None) => Wanted::Rule,
         };
-        let outcome = match convert::read(source, key.content, subject.directory, wanted) {
+        let outcome = match convert::read(source, key.content, subject.directory, wanted, share) {
             Ok(parsed) => {
                 if let Parsed::Checkpoint(checkpoint) = &parsed {
                     if !checkpoint.companions.iter().all(|file| key.has(file)) {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::key::{Circumstances, Identity, Subject};
 use super::prune;
+use crate::budget::{Share, TooMuch};
 use crate::cache::record::{self, Doubt, MAX_BODY, Record};
 use crate::cache::{Background, Directory, Name};
 use crate::checkpoint::{Checkpoint, Content, NameHint, Refusal};
@@ -24,6 +25,8 @@ use crate::workers::Lane;
 
 /// Bytes of records that are kept, unless the user says otherwise.
 pub const BUDGET: u64 = 256 << 20;
+/// Bytes of memory for each byte of a checkpoint in a record, until it is planned.
+const DECODED: u64 = 10;
 
 /// Bytes of the converted file, or why there is none.
 pub type Size = Result<u64, Arc<Refusal>>;
@@ -126,13 +129,25 @@ impl Records {
         self.read(name, |record| Ok(Some(record.summary)))
     }
 
-    /// The checkpoint in the file, and the same encoded.
-    pub fn checkpoint(&self, name: &Name) -> Option<(Checkpoint, Body)> {
-        self.read(name, |record| {
+    /// The checkpoint in the file, and the same encoded. The memory for it, and for the
+    /// plan that is made from it, is taken from `share`.
+    ///
+    /// # Errors
+    /// There is not enough.
+    pub fn checkpoint(
+        &self,
+        name: &Name,
+        share: &Share,
+    ) -> Result<Option<(Checkpoint, Body)>, TooMuch> {
+        let found = self.read(name, |record| {
+            if let Err(much) = share.take(record.body_len().saturating_mul(DECODED)) {
+                return Ok(Some(Err(much)));
+            }
             let body = record.body()?.map(Body);
-            let body = body.map(|body| Ok((record::decode(&body.0)?, body)));
+            let body = body.map(|body| Ok(Ok((record::decode(&body.0)?, body))));
             body.transpose()
-        })
+        });
+        found.transpose()
     }
 
     /// Writes the record called `name`, in place of the one that may be there. Tells

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::zip::local::LOCAL;
 use super::zip::{CentralDirectory, Tail};
+use crate::budget::Share;
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::weights::Wanted;
 use crate::pickle;
@@ -22,6 +23,8 @@ pub struct Candidate<'a> {
     pub head: Vec<u8>,
     /// Whether its name promises a checkpoint.
     pub promised: bool,
+    /// What the memory to look at it is taken from.
+    pub share: &'a Share,
     zip: OnceCell<Zip<'a>>,
 }
 
@@ -38,12 +41,16 @@ pub enum Zip<'a> {
 pub struct ZipNames<'a> {
     tail: Tail<'a>,
     directory: CentralDirectory,
+    share: &'a Share,
 }
 
 impl ZipNames<'_> {
     /// Whether any of them is one that `is_wanted`.
     pub fn any(&self, is_wanted: impl Fn(&str) -> bool) -> Result<bool> {
-        self.directory.any_name(&self.tail, is_wanted)
+        self.share.returning(|| {
+            self.share.take(self.directory.size)?;
+            self.directory.any_name(&self.tail, is_wanted)
+        })
     }
 
     /// Whether there is a name, and each is one that `is_wanted`.
@@ -53,11 +60,12 @@ impl ZipNames<'_> {
 }
 
 impl<'a> Candidate<'a> {
-    pub fn new(source: &'a Source, promised: bool) -> Result<Candidate<'a>> {
+    pub fn new(source: &'a Source, promised: bool, share: &'a Share) -> Result<Candidate<'a>> {
         Ok(Candidate {
             source,
             head: source.read_at(0, source.size().min(HEAD))?,
             promised,
+            share,
             zip: OnceCell::new(),
         })
     }
@@ -116,7 +124,12 @@ impl<'a> Candidate<'a> {
     fn zip_names(&self) -> Result<ZipNames<'a>> {
         let tail = Tail::read(self.source.span())?;
         let directory = CentralDirectory::find(&tail)?;
-        Ok(ZipNames { tail, directory })
+        let share = self.share;
+        Ok(ZipNames {
+            tail,
+            directory,
+            share,
+        })
     }
 }
 
@@ -136,4 +149,6 @@ pub struct Request<'a> {
     pub directory: &'a dyn Tree,
     /// Which of its values.
     pub wanted: Wanted<'a>,
+    /// What the memory for it is taken from.
+    pub share: &'a Share,
 }

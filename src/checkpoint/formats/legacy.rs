@@ -34,14 +34,14 @@ pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
 pub fn read(request: &Request) -> Result<Checkpoint> {
     let source = request.source;
     let window = stream::window(source);
-    let mut pickles = Pickles::new(source, &window, 0);
+    let mut pickles = Pickles::new(source, &window, request.share, 0);
     preamble::check_start(&pickles.next_plain()?, &pickles.next_plain()?)?;
     let _machine = pickles.next()?;
     let object = pickles.next()?;
     let keys = pickles.next_plain()?;
     let storages = StreamStorages::find(source, &object, &keys, pickles.offset())?;
     let mut torch = Torch::new(&object, storages);
-    let contents = walk::read(&mut torch, request.wanted)?;
+    let contents = walk::read(&mut torch, request.wanted, request.share)?;
     Ok(contents.with(torch.into_storages()))
 }
 

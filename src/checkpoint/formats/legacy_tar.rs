@@ -47,12 +47,12 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
         found.ok_or_else(|| malformed(format!("the tar archive has no member `{name}`")))
     };
     let mut storages = TarStorages::default();
-    storages.read_storages(source, member("storages")?)?;
-    storages.read_tensors(source, member("tensors")?)?;
+    storages.read_storages(request, member("storages")?)?;
+    storages.read_tensors(request, member("tensors")?)?;
     let window = stream::window(source);
-    let object = Pickles::new(source, &window, member("pickle")?).next()?;
+    let object = Pickles::new(source, &window, request.share, member("pickle")?).next()?;
     let mut torch = Torch::new(&object, storages);
-    let contents = walk::read(&mut torch, request.wanted)?;
+    let contents = walk::read(&mut torch, request.wanted, request.share)?;
     Ok(contents.with(torch.into_storages()))
 }
 
@@ -103,9 +103,10 @@ struct Shape {
 }
 
 impl TarStorages {
-    fn read_storages(&mut self, source: &Source, offset: u64) -> Result<()> {
+    fn read_storages(&mut self, request: &Request, offset: u64) -> Result<()> {
+        let source = request.source;
         let window = stream::window(source);
-        let mut pickles = Pickles::new(source, &window, offset);
+        let mut pickles = Pickles::new(source, &window, request.share, offset);
         for _ in 0..count(&pickles.next_plain()?)? {
             let pickle = pickles.next()?;
             let [key, _location, class] = items(&pickle)?;
@@ -158,9 +159,10 @@ impl TarStorages {
         Ok(())
     }
 
-    fn read_tensors(&mut self, source: &Source, offset: u64) -> Result<()> {
+    fn read_tensors(&mut self, request: &Request, offset: u64) -> Result<()> {
+        let source = request.source;
         let window = stream::window(source);
-        let mut pickles = Pickles::new(source, &window, offset);
+        let mut pickles = Pickles::new(source, &window, request.share, offset);
         for _ in 0..count(&pickles.next_plain()?)? {
             let pickle = pickles.next()?;
             let [key, storage, _type] = items(&pickle)?;

@@ -20,6 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::contents::Checkpoint;
 use super::error::Result;
+use crate::budget::Share;
 use crate::source::Source;
 use candidate::{Candidate, Request};
 
@@ -40,7 +41,7 @@ static CONTAINERS: &[Container] = &[
 ];
 
 /// Gives a hash of the contents of a file, if that is cheap.
-type TellApart = fn(&Source) -> Result<Option<[u8; 32]>>;
+type TellApart = fn(&Source, &Share) -> Result<Option<[u8; 32]>>;
 
 /// A container.
 struct Container {
@@ -126,9 +127,9 @@ impl Format {
     }
 
     /// What tells the file from any other of this container, if that is cheap.
-    pub fn fingerprint(self, source: &Source) -> Result<Option<[u8; 32]>> {
+    pub fn fingerprint(self, source: &Source, share: &Share) -> Result<Option<[u8; 32]>> {
         match self.0.fingerprint {
-            Some(fingerprint) => fingerprint(source),
+            Some(fingerprint) => fingerprint(source, share),
             None => Ok(None),
         }
     }

@@ -21,7 +21,7 @@ pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
         return Ok(None);
     };
     match names.all(|name| name.ends_with(".npy")) {
-        Ok(true) => Ok(Some(match may_hold_objects(file.source)? {
+        Ok(true) => Ok(Some(match may_hold_objects(file)? {
             true => Holds::Pickles,
             false => Holds::Numbers,
         })),
@@ -35,7 +35,7 @@ pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
 /// called `tensor` then.
 pub fn read(request: &Request) -> Result<Checkpoint> {
     let source = request.source;
-    let entries = zip::list(source.span())?;
+    let entries = zip::list(source.span(), request.share)?;
     let root = match request.wanted {
         Wanted::Rule => None,
         Wanted::Exactly(root) => Some(root),
@@ -73,17 +73,18 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
     Ok(contents.with(table.into()))
 }
 
-/// Whether some of the arrays in `source` may be of Python objects.
-fn may_hold_objects(source: &Source) -> Result<bool> {
+/// Whether some of the arrays in `file` may be of Python objects.
+fn may_hold_objects(file: &Candidate) -> Result<bool> {
+    let source = file.source;
     let any = || {
-        for entry in zip::list(source.span())? {
+        for entry in zip::list(source.span(), file.share)? {
             if NpyHead::read(first_of(source, &entry))?.may_hold_objects() {
                 return Ok(true);
             }
         }
         Ok(false)
     };
-    match any() {
+    match file.share.returning(any) {
         Err(Error::Refused(_)) => Ok(true),
         known => known,
     }

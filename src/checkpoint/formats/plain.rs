@@ -2,8 +2,9 @@
 //! nearly so; and how to tell a pickle from other files.
 
 use super::candidate::{Candidate, Holds, Request};
+use crate::budget::Share;
 use crate::checkpoint::contents::Checkpoint;
-use crate::checkpoint::error::Result;
+use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::layout::StorageRef;
 use crate::checkpoint::objects::{Follows, SavedStorage, Storages, Torch, follows};
 use crate::checkpoint::refusal::{Cause, Refusal};
@@ -21,10 +22,10 @@ const FIRST: u64 = 64 << 10;
 const PICKLES: usize = 8;
 
 /// Bounds for a look at a stream whose objects are not wanted.
-fn limits() -> Limits {
+fn limits(share: &Share) -> Limits<'_> {
     Limits {
         memory: 64 << 20,
-        ..Limits::default()
+        ..Limits::sharing(share)
     }
 }
 
@@ -45,8 +46,16 @@ pub fn is_unmarked(file: &Candidate) -> Result<bool> {
     for read in [FIRST, READ] {
         let read = source.size().min(read);
         let unread = source.size() - read;
-        if let Some(known) = judge(&source.read_at(0, read)?, unread) {
-            return Ok(known);
+        let judged = file.share.returning(|| {
+            file.share.take(read)?;
+            Result::Ok(judge(&source.read_at(0, read)?, unread, file.share))
+        });
+        match judged {
+            Ok(Some(known)) => return Ok(known),
+            // What takes so much is not shown as it is.
+            Err(Error::Refused(_)) => return Ok(true),
+            Ok(None) => {}
+            Err(error) => return Err(error),
         }
     }
     // No other file goes on as a pickle for so long.
@@ -55,9 +64,9 @@ pub fn is_unmarked(file: &Candidate) -> Result<bool> {
 
 /// Whether `bytes`, which `unread` more follow, are pickles; None when only
 /// those can tell.
-fn judge(mut bytes: &[u8], unread: u64) -> Option<bool> {
+fn judge(mut bytes: &[u8], unread: u64, share: &Share) -> Option<bool> {
     for _ in 0..PICKLES {
-        let pickle = match pickle::parse(bytes, &limits()) {
+        let pickle = match pickle::parse(bytes, &limits(share)) {
             Ok(pickle) => pickle,
             // An import alone is no sign: in a list of words, a `c` before two
             // lines looks like one.
@@ -70,7 +79,7 @@ fn judge(mut bytes: &[u8], unread: u64) -> Option<bool> {
                     ErrorKind::Truncated { announced, left } => {
                         announced.saturating_sub(left) > unread
                     }
-                    ErrorKind::Limit { .. } => return Some(true),
+                    ErrorKind::Limit { .. } | ErrorKind::Memory(_) => return Some(true),
                     _ => true,
                 };
                 return decided.then_some(false);
@@ -94,11 +103,12 @@ fn after<'a>(pickle: &Pickle, bytes: &'a [u8]) -> Option<&'a [u8]> {
 pub fn read(request: &Request) -> Result<Checkpoint> {
     let source = request.source;
     let window = stream::window(source);
-    let pickle = parse(&window)?;
+    let share = request.share;
+    let pickle = parse(&window, share)?;
     if let Some(attack) = verdict::find_in(&pickle) {
         return Err(attack.into());
     }
-    refuse_more(source, pickle.end())?;
+    refuse_more(request, pickle.end())?;
     if pickle.has_persistent() && is_unpacked(request) {
         return Err(Refusal::new(
             Cause::Unpacked,
@@ -108,7 +118,7 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
         .into());
     }
     let mut torch = Torch::new(&pickle, Nowhere(source));
-    let contents = walk::read(&mut torch, request.wanted)?;
+    let contents = walk::read(&mut torch, request.wanted, share)?;
     Ok(contents.with(torch.into_storages()))
 }
 
@@ -121,8 +131,8 @@ fn is_unpacked(request: &Request) -> bool {
 
 /// Reads the pickle at the start of a file, and where joblib put the bytes of
 /// arrays between its opcodes.
-fn parse<'a>(window: &'a Window<'a, Source>) -> Result<Pickle<'a>> {
-    let limits = Limits::default();
+fn parse<'a>(window: &'a Window<'a, Source>, share: &Share) -> Result<Pickle<'a>> {
+    let limits = Limits::sharing(share);
     let mut parser = Parser::new(window, 0, &limits);
     loop {
         let built = match parser.resume().map_err(stream::refuse)? {
@@ -156,8 +166,10 @@ fn parse<'a>(window: &'a Window<'a, Source>) -> Result<Pickle<'a>> {
 }
 
 /// Refuses what follows a pickle, but for blanks: it would be left out.
-fn refuse_more(source: &Source, end: u64) -> Result<()> {
+fn refuse_more(request: &Request, end: u64) -> Result<()> {
+    let (source, share) = (request.source, request.share);
     let rest = source.size().saturating_sub(end);
+    share.take(rest.min(READ))?;
     let bytes = source.read_at(end, rest.min(READ))?;
     if bytes.trim_ascii().is_empty() && rest <= READ {
         return Ok(());
@@ -167,7 +179,7 @@ fn refuse_more(source: &Source, end: u64) -> Result<()> {
             format!("{rest} bytes follow the pickle: perhaps it is one of several in this file");
         Refusal::new(Cause::Unsupported, what)
     };
-    Err(attack(&bytes).unwrap_or_else(more).into())
+    Err(attack(&bytes, share).unwrap_or_else(more).into())
 }
 
 /// A pickle without a container has no storages beside it, only some inside.
@@ -193,9 +205,9 @@ impl Storages for Nowhere<'_> {
 }
 
 /// The first dangerous import of the pickles that follow each other in `bytes`.
-fn attack(mut bytes: &[u8]) -> Option<Refusal> {
+fn attack(mut bytes: &[u8], share: &Share) -> Option<Refusal> {
     for _ in 0..PICKLES {
-        match pickle::parse(bytes, &limits()) {
+        match pickle::parse(bytes, &limits(share)) {
             Ok(pickle) => {
                 if let Some(refusal) = verdict::find(pickle.imports()) {
                     return Some(refusal);

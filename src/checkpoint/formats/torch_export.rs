@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::candidate::{Candidate, Holds, Request, Zip};
 use super::torch_zip;
 use super::zip::{Archive, ZipEntry};
+use crate::budget::Share;
 use crate::checkpoint::archive::ArchiveEntry;
 use crate::checkpoint::contents::{Checkpoint, Contents};
 use crate::checkpoint::dtype::ElementType;
@@ -20,10 +21,12 @@ use crate::checkpoint::refusal::{Cause, Refusal, malformed, shown, too_large, un
 use crate::checkpoint::storage::{Backing, Storage, StorageTable};
 use crate::checkpoint::tensor::{Lazy, Tensor};
 use crate::checkpoint::weights::{Wanted, below};
-use crate::source::{Source, Span};
+use crate::source::Span;
 
 /// Longer lists of tensors are refused: those of 100,000 take 50 MiB.
 const MAX_CONFIG: u64 = 64 << 20;
+/// Bytes of memory for each byte of such a list.
+const CONFIG: u64 = 2;
 const MAX_TENSORS: usize = 1_000_000;
 
 const WEIGHTS: &str = "_weights_config.json";
@@ -49,7 +52,7 @@ pub fn sniff(file: &Candidate) -> Result<Option<Holds>> {
 /// Reads the weights of an exported program.
 pub fn read(request: &Request) -> Result<Checkpoint> {
     let source = request.source;
-    let archive = Archive::read(source.span())?;
+    let archive = Archive::read(source.span(), request.share)?;
     let ending = |ending: &str| {
         let mut entries = archive.entries().iter();
         let found = entries.find(|entry| entry.name.ends_with(ending));
@@ -61,12 +64,12 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
         return Err(unsupported(what).into());
     }
     if let Some(weights) = weights {
-        return Exported::read(&archive, weights, ending(CONSTANTS).0, request.wanted);
+        return Exported::read(&archive, weights, ending(CONSTANTS).0, request);
     }
     match ending(OLD_WEIGHTS).0 {
         Some(weights) => {
             let constants = ending(OLD_CONSTANTS).0;
-            read_old(source, weights, constants, request.wanted)
+            read_old(request, weights, constants)
         }
         None => {
             let what = "this is a torch.export archive without the weights of a program";
@@ -77,16 +80,15 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
 
 /// Reads the state dict in an archive of torch before 2.7.
 fn read_old(
-    source: &Source,
+    request: &Request,
     weights: &ZipEntry,
     constants: Option<&ZipEntry>,
-    wanted: Wanted,
 ) -> Result<Checkpoint> {
-    let mut checkpoint = inner(source, weights, wanted)?;
+    let mut checkpoint = inner(request, weights, request.wanted)?;
     let Some(constants) = constants else {
         return Ok(checkpoint);
     };
-    let bytes = match inner(source, constants, Wanted::Rule) {
+    let bytes = match inner(request, constants, Wanted::Rule) {
         Ok(constants) => constants
             .tensors
             .iter()
@@ -105,15 +107,15 @@ fn read_old(
 }
 
 /// Reads the torch.save archive that an entry is.
-fn inner(source: &Source, weights: &ZipEntry, wanted: Wanted) -> Result<Checkpoint> {
+fn inner(request: &Request, weights: &ZipEntry, wanted: Wanted) -> Result<Checkpoint> {
     let Backing::File(start) = weights.storage()?.backing else {
         return Err(
             unsupported("the state dict of this torch.export archive is compressed").into(),
         );
     };
     let cut_off = |_| malformed("the state dict of this torch.export archive is cut off");
-    let span = Span::new(source, start, weights.size).map_err(cut_off)?;
-    torch_zip::read_span(span, wanted)?.moved(start)
+    let span = Span::new(request.source, start, weights.size).map_err(cut_off)?;
+    torch_zip::read_span(span, wanted, request.share)?.moved(start)
 }
 
 /// A list of tensors.
@@ -149,6 +151,7 @@ struct Number {
 /// The tensors of one archive.
 struct Exported<'a> {
     archive: &'a Archive<'a>,
+    share: &'a Share,
     contents: Contents,
     table: StorageTable,
     entries: Vec<ArchiveEntry>,
@@ -161,10 +164,12 @@ impl<'a> Exported<'a> {
         archive: &'a Archive<'a>,
         weights: &ZipEntry,
         constants: Option<&ZipEntry>,
-        wanted: Wanted,
+        request: &Request<'a>,
     ) -> Result<Checkpoint> {
+        let wanted = request.wanted;
         let mut exported = Exported {
             archive,
+            share: request.share,
             contents: Contents::default(),
             table: StorageTable::default(),
             entries: Vec::new(),
@@ -218,7 +223,9 @@ impl<'a> Exported<'a> {
             .archive
             .fetch(&[(entry, entry.whole(MAX_CONFIG)?)])?
             .pop();
-        let text = entry.inflate(text.unwrap_or_default())?;
+        let text = entry.inflate(text.unwrap_or_default(), self.share)?;
+        self.share
+            .take((text.len() as u64).saturating_mul(CONFIG))?;
         let config: Config = serde_json::from_slice(&text).map_err(|error| {
             malformed(format!("the list of its tensors cannot be read: {error}"))
         })?;
@@ -234,7 +241,10 @@ impl<'a> Exported<'a> {
             return Ok(());
         };
         let order = self.archive.fetch(&[(entry, entry.whole(16)?)])?.pop();
-        match entry.inflate(order.unwrap_or_default())?.as_slice() {
+        match entry
+            .inflate(order.unwrap_or_default(), self.share)?
+            .as_slice()
+        {
             b"little" => Ok(()),
             _ => Err(unsupported("it was written on a big-endian machine").into()),
         }

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::candidate::{Candidate, Holds, Request, Zip};
 use super::zip::{Archive, ZipEntry};
+use crate::budget::Share;
 use crate::checkpoint::archive::ArchiveEntry;
 use crate::checkpoint::contents::{Checkpoint, Other};
 use crate::checkpoint::dtype::ElementType;
@@ -79,13 +80,13 @@ pub fn is_headless(file: &Candidate) -> Result<bool> {
 
 /// Reads the checkpoint in a torch zip archive.
 pub fn read(request: &Request) -> Result<Checkpoint> {
-    read_span(request.source.span(), request.wanted)
+    read_span(request.source.span(), request.wanted, request.share)
 }
 
 /// Reads what is `wanted` of the torch zip archive `source`. Offsets are given from the
 /// start of the span.
-pub fn read_span(source: Span, wanted: Wanted) -> Result<Checkpoint> {
-    let archive = Archive::read(source)?;
+pub fn read_span(source: Span, wanted: Wanted, share: &Share) -> Result<Checkpoint> {
+    let archive = Archive::read(source, share)?;
     let root = root(&archive)?;
     let in_root = |name: &str| archive.entry(&format!("{root}/{name}"));
     if in_root(".data/extern_modules").is_some() {
@@ -94,6 +95,8 @@ pub fn read_span(source: Span, wanted: Wanted) -> Result<Checkpoint> {
     let Some(pickle) = in_root(PICKLE) else {
         return Err(unsupported("there is no data.pkl in this archive").into());
     };
+    // As it is in the file.
+    share.take(pickle.stored_size.min(MAX_PICKLE))?;
     // torch writes these close together: they are read together.
     let version = in_root(".data/version").or_else(|| in_root("version"));
     let byte_order = in_root("byteorder");
@@ -104,33 +107,34 @@ pub fn read_span(source: Span, wanted: Wanted) -> Result<Checkpoint> {
     let mut fetched = archive.fetch(&first)?.into_iter();
     let pickle_bytes = fetched.next().unwrap_or_default();
     let mut text = |entry: Option<&ZipEntry>| {
-        let text = entry.map(|entry| entry.inflate(fetched.next().unwrap_or_default()));
+        let text = entry.map(|entry| entry.inflate(fetched.next().unwrap_or_default(), share));
         text.transpose()
     };
     check_version(text(version)?)?;
     let swap = is_big_endian(text(byte_order)?)?;
-    let pickle = PickleEntry::new(&source, pickle, pickle_bytes)?;
-    let pickle = pickle.pickle()?;
+    let pickle = PickleEntry::new(&source, pickle, pickle_bytes, share)?;
+    let pickle = pickle.pickle(share)?;
     let storages = ZipStorages {
         archive: &archive,
         prefix: format!("{root}/data/"),
         swap,
-        by_key: HashMap::new(),
+        asked: vec![None; archive.entries().len()].into(),
+        others: HashMap::new(),
         used: Vec::new(),
     };
     let mut torch = Torch::new(&pickle, storages);
     let constants = in_root("constants.pkl");
     if constants.is_some() {
-        let classes = classes(&archive, pickle.imports(), in_root)?;
+        let classes = classes(&archive, pickle.imports(), in_root, share)?;
         if !classes.is_module(&pickle, pickle.root()) {
             return Err(torchscript::no_module().into());
         }
         torch.scripted(classes);
     }
-    let mut contents = walk::read(&mut torch, wanted)?;
+    let mut contents = walk::read(&mut torch, wanted, share)?;
     let (storages, zip) = torch.into_parts();
     if let Some(constants) = constants {
-        let bytes = constant_bytes(&archive, &source, constants)?;
+        let bytes = constant_bytes(&archive, &source, constants, share)?;
         let served = contents.tensors.iter().map(Tensor::bytes);
         if bytes > 0 && bytes >= served.fold(0, u64::saturating_add) {
             return Err(torchscript::frozen().into());
@@ -150,15 +154,15 @@ pub fn read_span(source: Span, wanted: Wanted) -> Result<Checkpoint> {
 
 /// The hash of the size, the central directory, which has a checksum of each entry,
 /// and the pickle. None where the archive is refused, or has no checksums.
-pub fn fingerprint(source: &Source) -> Result<Option<[u8; 32]>> {
-    match hash(source.span()) {
+pub fn fingerprint(source: &Source, share: &Share) -> Result<Option<[u8; 32]>> {
+    match hash(source.span(), share) {
         Err(Error::Refused(_)) => Ok(None),
         hash => hash,
     }
 }
 
-fn hash(source: Span) -> Result<Option<[u8; 32]>> {
-    let archive = Archive::read(source)?;
+fn hash(source: Span, share: &Share) -> Result<Option<[u8; 32]>> {
+    let archive = Archive::read(source, share)?;
     let name = format!("{}/{PICKLE}", root(&archive)?);
     let Some(pickle) = archive.entry(&name) else {
         return Ok(None);
@@ -210,30 +214,36 @@ impl<'a> PickleEntry<'a> {
         source: &'a Span<'a>,
         entry: &ZipEntry,
         first: Vec<u8>,
+        share: &Share,
     ) -> std::result::Result<PickleEntry<'a>, Refusal> {
         Ok(match entry.storage()?.backing {
             Backing::File(offset) => {
                 let window = Window::new(source, offset + entry.size);
                 PickleEntry::InFile(window.holding(offset, first), offset)
             }
-            _ => PickleEntry::Inflated(entry.inflate(first)?),
+            _ => PickleEntry::Inflated(entry.inflate(first, share)?),
         })
     }
 
     /// The pickle, unless something in it is dangerous.
-    fn pickle(&self) -> Result<Pickle<'_>> {
+    fn pickle(&self, share: &Share) -> Result<Pickle<'_>> {
         match self {
-            PickleEntry::InFile(window, offset) => stream::parse_at(window, *offset),
-            PickleEntry::Inflated(bytes) => stream::parse(bytes),
+            PickleEntry::InFile(window, offset) => stream::parse_at(window, *offset, share),
+            PickleEntry::Inflated(bytes) => stream::parse(bytes, share),
         }
     }
 }
 
 /// Bytes of the storages that the pickle in `entry` refers to.
-fn constant_bytes(archive: &Archive, source: &Span, entry: &ZipEntry) -> Result<u64> {
+fn constant_bytes(
+    archive: &Archive,
+    source: &Span,
+    entry: &ZipEntry,
+    share: &Share,
+) -> Result<u64> {
     let first = archive.fetch(&[(entry, first_of_pickle(entry)?)])?.pop();
-    let pickle = PickleEntry::new(source, entry, first.unwrap_or_default())?;
-    let pickle = pickle.pickle()?;
+    let pickle = PickleEntry::new(source, entry, first.unwrap_or_default(), share)?;
+    let pickle = pickle.pickle(share)?;
     let mut keys = HashSet::new();
     let mut bytes = 0_u64;
     for id in pickle.ids() {
@@ -251,6 +261,7 @@ fn classes<'a>(
     archive: &Archive,
     imports: &[Import],
     in_root: impl Fn(&str) -> Option<&'a ZipEntry>,
+    share: &Share,
 ) -> Result<Classes> {
     let mut left = MAX_SOURCE;
     let mut modules = Vec::new();
@@ -267,7 +278,10 @@ fn classes<'a>(
     let mut classes = Classes::default();
     let fetched = archive.fetch(&wanted)?;
     for ((module, (entry, _)), text) in modules.into_iter().zip(wanted).zip(fetched) {
-        classes.add(module, &String::from_utf8_lossy(&entry.inflate(text)?));
+        classes.add(
+            module,
+            &String::from_utf8_lossy(&entry.inflate(text, share)?),
+        );
     }
     Ok(classes)
 }
@@ -334,7 +348,11 @@ struct ZipStorages<'a> {
     archive: &'a Archive<'a>,
     prefix: String,
     swap: bool,
-    by_key: HashMap<String, ZipStorage>,
+    /// What became of each entry of the archive, by its own name.
+    asked: Box<[Option<ZipStorage>]>,
+    /// And by names that differ from it in upper and lower case: to torch these are
+    /// storages of their own.
+    others: HashMap<String, ZipStorage>,
     /// The entries of those that were asked for.
     used: Vec<ArchiveEntry>,
 }
@@ -358,7 +376,7 @@ impl Storages for ZipStorages<'_> {
         saved: &SavedStorage,
     ) -> std::result::Result<StorageRef, Refusal> {
         let (key, element, elements) = (saved.key, saved.element, saved.elements);
-        let known = match self.by_key.get(key) {
+        let known = match self.known(key) {
             Some(known) => *known,
             None => self.add(table, key, element)?,
         };
@@ -398,7 +416,7 @@ impl ZipStorages<'_> {
         let entries = self.archive.entries().iter();
         let records =
             entries.filter_map(|entry| Some((entry.name.strip_prefix(&self.prefix)?, entry)));
-        if records.clone().count() <= self.by_key.len() {
+        if records.clone().count() <= self.used.len() {
             return Ok(Vec::new());
         }
         let mut keys = HashSet::new();
@@ -415,21 +433,35 @@ impl ZipStorages<'_> {
         Ok(unread.take(MAX_UNREAD).collect())
     }
 
+    /// What became of the storage `key`, if it was asked for.
+    fn known(&self, key: &str) -> Option<&ZipStorage> {
+        let entry = self.archive.position(&format!("{}{key}", self.prefix))?;
+        match self.is_called(entry, key) {
+            true => self.asked.get(entry)?.as_ref(),
+            false => self.others.get(key),
+        }
+    }
+
+    /// Whether the entry has the name of the storage `key` to the letter.
+    fn is_called(&self, entry: usize, key: &str) -> bool {
+        let entry = self.archive.entries().get(entry);
+        entry.is_some_and(|entry| entry.name.strip_prefix(&self.prefix) == Some(key))
+    }
+
     fn add(
         &mut self,
         table: &mut StorageTable,
         key: &str,
         element: ElementType,
     ) -> std::result::Result<ZipStorage, Refusal> {
-        let entry = self
-            .archive
-            .entry(&format!("{}{key}", self.prefix))
-            .ok_or_else(|| {
-                Refusal::new(
-                    Cause::Malformed,
-                    format!("storage `{}` is missing in the zip archive", shown(key)),
-                )
-            })?;
+        let position = self.archive.position(&format!("{}{key}", self.prefix));
+        let found = position.and_then(|at| Some((at, self.archive.entries().get(at)?)));
+        let (position, entry) = found.ok_or_else(|| {
+            Refusal::new(
+                Cause::Malformed,
+                format!("storage `{}` is missing in the zip archive", shown(key)),
+            )
+        })?;
         let storage = entry.storage()?;
         self.used.push(ArchiveEntry::of(entry));
         let known = ZipStorage {
@@ -437,7 +469,10 @@ impl ZipStorages<'_> {
             len: entry.size,
             number: element.number_size(),
         };
-        self.by_key.insert(key.to_string(), known);
+        match self.is_called(position, key) {
+            true => self.asked[position] = Some(known),
+            false => drop(self.others.insert(key.to_string(), known)),
+        }
         Ok(known)
     }
 }

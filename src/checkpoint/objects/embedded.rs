@@ -105,7 +105,7 @@ impl<S: Storages> Torch<'_, S> {
 fn read_head(head: &[u8]) -> Result<StreamHead, Refusal> {
     let mut rest = head;
     let mut next = || -> Result<(Pickle<'_>, &[u8]), Refusal> {
-        let pickle = stream::parse(rest).map_err(Error::into_refusal)?;
+        let pickle = stream::parse_small(rest).map_err(Error::into_refusal)?;
         let end = usize::try_from(pickle.end()).ok();
         let split = end.and_then(|end| rest.split_at_checked(end));
         let (bytes, behind) = split.unwrap_or((rest, &[]));
@@ -113,7 +113,9 @@ fn read_head(head: &[u8]) -> Result<StreamHead, Refusal> {
         Ok((pickle, bytes))
     };
     let plain = |(pickle, bytes): (Pickle, _)| {
-        PlainPickle::new(&pickle, head.len() as u64, || Ok(Cow::Borrowed(bytes)))
+        PlainPickle::new(&pickle, head.len() as u64, || {
+            Ok::<_, Refusal>(Cow::Borrowed(bytes))
+        })
     };
     preamble::check_start(&plain(next()?)?, &plain(next()?)?)?;
     let _machine = next()?;

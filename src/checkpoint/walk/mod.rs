@@ -24,6 +24,7 @@ use super::objects::{Composed, Entries, Kind, Label, Map, Meaning, Storages, Tor
 use super::refusal::{Cause, Refusal, shown, too_large};
 use super::training::Optimizer;
 use super::weights::{self, Picked, Wanted};
+use crate::budget::Share;
 use crate::pickle::{Marks, Object, ObjectId, Pickle};
 
 /// Looks at the values of a file before it is taken for an attack: so many for
@@ -38,11 +39,19 @@ const LISTED: usize = 10_000;
 /// Bytes of names and reports, and bytes of the keys that are looked at: more
 /// names fit no header.
 const MAX_TEXT: usize = MAX_HEADER as usize;
+/// Bytes of memory for a tensor, until it is planned, and how often its name, sizes and
+/// strides are in memory.
+const TENSOR: usize = 512;
+const COPIES: usize = 5;
 /// Dictionaries inside each other.
 const MAX_DEPTH: usize = 1000;
 
 /// Finds the tensors of the pickle in `torch` that are wanted.
-pub fn read<S: Storages>(torch: &mut Torch<S>, wanted: Wanted) -> Result<Contents, Refusal> {
+pub fn read<S: Storages>(
+    torch: &mut Torch<S>,
+    wanted: Wanted,
+    share: &Share,
+) -> Result<Contents, Refusal> {
     let pickle = torch.pickle();
     let top = pickle.root();
     let mut walk = Walk {
@@ -51,6 +60,7 @@ pub fn read<S: Storages>(torch: &mut Torch<S>, wanted: Wanted) -> Result<Content
         inert: Marks::of(pickle),
         most_looks: FREE_LOOKS.saturating_add(pickle.count().saturating_mul(LOOKS_EACH)),
         torch,
+        share,
         top,
         contents: Contents::default(),
         path: String::new(),
@@ -83,6 +93,7 @@ pub fn read<S: Storages>(torch: &mut Torch<S>, wanted: Wanted) -> Result<Content
 /// The walk through the containers of one pickle.
 struct Walk<'w, 'p, S> {
     torch: &'w mut Torch<'p, S>,
+    share: &'w Share,
     /// The whole file.
     top: ObjectId,
     contents: Contents,
@@ -499,6 +510,7 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
 
     /// Pays for text of what is told of the file.
     fn write(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.share.take(bytes as u64)?;
         self.text = self.text.saturating_add(bytes);
         match self.text > MAX_TEXT {
             true => Err(too_large("it has too much text that is no tensor")),
@@ -508,7 +520,9 @@ impl<'p, S: Storages> Walk<'_, 'p, S> {
 
     fn add(&mut self, layout: Layout) -> Result<(), Refusal> {
         // Sizes and strides can be shared by tensors as names cannot.
-        self.text += self.path.len() + size_of_val(&*layout.shape) + size_of_val(&*layout.strides);
+        let text = self.path.len() + size_of_val(&*layout.shape) + size_of_val(&*layout.strides);
+        self.text += text;
+        self.share.take((TENSOR + text * COPIES) as u64)?;
         if self.contents.tensors.len() >= MAX_TENSORS || self.text > MAX_TEXT {
             return Err(too_large(
                 "it has too many tensors for one safetensors header",

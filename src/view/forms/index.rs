@@ -243,17 +243,14 @@ struct Renamed {
 
 impl Renamed {
     fn text(&self, context: &Context, subject: &Subject) -> Result<Option<Arc<[u8]>>> {
-        let text = context.catalog().rendered(subject, &self.digest, || {
-            let Some(index) = context.catalog().index(subject)? else {
-                return Ok(None);
-            };
+        let text = context.catalog().rendered(subject, &self.digest, |index| {
             let names: std::collections::HashMap<&str, &String> =
                 index.file_names().zip(&self.files).collect();
-            Ok(Some(index.renamed(|file| {
+            index.renamed(|file| {
                 names
                     .get(file)
                     .map_or_else(String::new, |it| it.to_string())
-            })))
+            })
         });
         Ok(text?)
     }

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::candidate::{Candidate, Holds, Request};
 use super::torch_zip;
+use crate::budget::Share;
 use crate::checkpoint::archive::ArchiveEntry;
 use crate::checkpoint::companions::Companion;
 use crate::checkpoint::contents::{Checkpoint, Contents, Other};
@@ -30,6 +31,8 @@ pub use metadata::PARTS;
 
 /// Longer metadata are refused: 100,000 boxes take 30 MiB.
 const MAX_METADATA: u64 = 256 << 20;
+/// Bytes of memory for each box besides its numbers and its name.
+const BOX: usize = 1 << 10;
 /// Objects that are looked into for tensors.
 const MAX_OBJECTS: usize = 10_000;
 /// Pairs of boxes that are compared to see whether they overlap.
@@ -48,13 +51,15 @@ pub fn read(request: &Request) -> Result<Checkpoint> {
     if source.size() > MAX_METADATA {
         return Err(too_large("its metadata are too long").into());
     }
+    request.share.take(source.size())?;
     let bytes = source.read_at(0, source.size())?;
-    let pickle = stream::parse(&bytes)?;
+    let pickle = stream::parse(&bytes, request.share)?;
     let manifest = Manifest::read(&pickle)?;
     let mut tree = StateDict::of(&manifest)?;
     let picked = weights::pick(&mut tree, TOP, request.wanted)?;
     let mut parts = Assembler {
         directory: request.directory,
+        share: request.share,
         locations: &manifest.locations,
         used: HashSet::new(),
         files: Vec::new(),
@@ -90,6 +95,7 @@ struct BoxFile {
 /// The tensors, put together from the files beside `.metadata`.
 struct Assembler<'a> {
     directory: &'a dyn Tree,
+    share: &'a Share,
     locations: &'a HashMap<BoxIndex<'a>, Location<'a>>,
     /// Boxes that were read.
     used: HashSet<BoxIndex<'a>>,
@@ -211,7 +217,8 @@ impl<'a> Assembler<'a> {
             let what = "it lies past the end of its file: the file was cut off";
             Refusal::new(Cause::Malformed, what).of_tensor(name)
         })?;
-        match torch_zip::read_span(span, Wanted::Rule) {
+        let found = (self.share).returning(|| torch_zip::read_span(span, Wanted::Rule, self.share));
+        match found {
             Ok(found) if found.tensors.is_empty() => Ok(()),
             Ok(_) => Err(Refusal::new(
                 Cause::Unsupported,
@@ -280,6 +287,11 @@ impl<'a> Assembler<'a> {
             let what = "it is of a type that is not read from distributed checkpoints";
             return Err(Refusal::new(Cause::Unsupported, what).into());
         };
+        for region in &cut.regions {
+            let numbers = region.start.len() + cut.shape.len() * 4;
+            self.share
+                .take((BOX + path.len() + name.len() + numbers * 8) as u64)?;
+        }
         let mut tiles = Vec::with_capacity(cut.regions.len());
         for region in &cut.regions {
             tiles.push(self.tile(name, region, cut.dtype)?);
@@ -367,7 +379,7 @@ impl<'a> Assembler<'a> {
             notes,
             entries,
             ..
-        } = torch_zip::read_span(span, Wanted::Rule)?;
+        } = (self.share).returning(|| torch_zip::read_span(span, Wanted::Rule, self.share))?;
         let (Some(tensor), None, true) = (tensors.pop(), tensors.pop(), notes.is_empty()) else {
             return Err(malformed("a box of it is more than a tensor"));
         };

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use super::fields::Fields;
+use crate::budget::Share;
 use crate::checkpoint::error::Result;
 use crate::checkpoint::refusal::{
     Cause, Refusal, ambiguous, malformed, shown, too_large, unsupported,
@@ -14,6 +15,8 @@ use crate::source::Span;
 const MAX_ENTRIES: u64 = 1 << 20;
 /// A directory of more bytes is refused: torch's entries take about 70.
 const MAX_DIRECTORY: u64 = 96 << 20;
+/// Bytes of memory for each byte of a directory that is listed.
+const ENTRIES: u64 = 6;
 /// The end record and the longest comment after it.
 const TAIL: u64 = 22 + 0xFFFF;
 /// What is read before a directory that has to be read: torch writes a few small
@@ -45,6 +48,11 @@ impl<'a> Tail<'a> {
             start,
             bytes: source.read_at(start, source.size() - start)?,
         })
+    }
+
+    /// Holds nothing any more: what is asked for is read again.
+    pub fn forget(&mut self) {
+        (self.start, self.bytes) = (self.source.size(), Vec::new());
     }
 
     /// The `len` bytes from `offset` on, if they are held.
@@ -202,7 +210,9 @@ impl CentralDirectory {
     }
 
     /// What the directory lists, in its order. From then on `tail` holds it all.
-    pub fn list(&self, tail: &mut Tail) -> Result<Vec<Listed>> {
+    pub fn list(&self, tail: &mut Tail, share: &Share) -> Result<Vec<Listed>> {
+        // Its bytes, and each entry several times with what is known of it.
+        share.take(self.size.saturating_mul(ENTRIES))?;
         tail.hold(self)?;
         let bytes = tail.get(self.offset, self.size)?;
         let mut fields = Fields(&bytes);

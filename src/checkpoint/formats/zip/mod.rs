@@ -17,6 +17,7 @@ use std::ops::Range;
 
 use flate2::read::DeflateDecoder;
 
+use crate::budget::Share;
 use crate::checkpoint::error::Result;
 use crate::checkpoint::refusal::{Cause, Refusal, ambiguous, malformed, shown, too_large};
 use crate::checkpoint::storage::{Backing, Codec, Encoded, Storage};
@@ -91,10 +92,12 @@ impl ZipEntry {
     }
 
     /// The file, whose bytes in the archive are `stored`.
-    pub fn inflate(&self, stored: Vec<u8>) -> std::result::Result<Vec<u8>, Refusal> {
+    pub fn inflate(&self, stored: Vec<u8>, share: &Share) -> std::result::Result<Vec<u8>, Refusal> {
         if self.method != Method::Deflated {
             return Ok(stored);
         }
+        share.take(self.size)?;
+        // The size may be a lie: no more is allocated than there is.
         let mut bytes = Vec::new();
         let inflated = DeflateDecoder::new(stored.as_slice())
             .take(self.size.saturating_add(1))
@@ -115,16 +118,19 @@ pub struct Archive<'a> {
     tail: Tail<'a>,
     directory: CentralDirectory,
     entries: Vec<ZipEntry>,
-    /// [`key`] of the name to entry.
-    names: HashMap<String, usize>,
+    /// [`key`] of the name to entry. There are not so many.
+    names: HashMap<Box<str>, u32>,
 }
 
 impl<'a> Archive<'a> {
     /// Reads the central directory of `source`, and the local headers of those
     /// entries whose data are not where torch would have put them. Where that costs
     /// little, those of all.
-    pub fn read(source: Span<'a>) -> Result<Archive<'a>> {
-        let (tail, directory, entries) = entries(source, !source.is_near())?;
+    pub fn read(source: Span<'a>, share: &Share) -> Result<Archive<'a>> {
+        let (mut tail, directory, entries) = entries(source, share, !source.is_near())?;
+        if source.is_near() {
+            tail.forget();
+        }
         let names = unique_names(&entries)?;
         Ok(Archive {
             source,
@@ -147,8 +153,12 @@ impl<'a> Archive<'a> {
     /// The entry of this name, without regard to case, as torch looks it up;
     /// of the sources below `ROOT/code/`, the one that has it to the letter.
     pub fn entry(&self, name: &str) -> Option<&ZipEntry> {
-        let index = *self.names.get(&key(name))?;
-        self.entries.get(index)
+        self.entries.get(self.position(name)?)
+    }
+
+    /// Its place among the entries.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        Some(*self.names.get(key(name).as_str())? as usize)
     }
 
     /// The first bytes of the data of each of these entries, as they are in the
@@ -186,17 +196,21 @@ impl<'a> Archive<'a> {
 
 /// The entries of `source`, none of which shares a byte with another, by all local
 /// headers. Two may have one name.
-pub fn list(source: Span) -> Result<Vec<ZipEntry>> {
-    let (_, _, entries) = entries(source, false)?;
+pub fn list(source: Span, share: &Share) -> Result<Vec<ZipEntry>> {
+    let (_, _, entries) = entries(source, share, false)?;
     Ok(entries)
 }
 
 /// Reads the central directory, and the local headers of all entries or, if the others
 /// are predicted, of those alone that cannot be.
-fn entries(source: Span, predicts: bool) -> Result<(Tail, CentralDirectory, Vec<ZipEntry>)> {
+fn entries<'a>(
+    source: Span<'a>,
+    share: &Share,
+    predicts: bool,
+) -> Result<(Tail<'a>, CentralDirectory, Vec<ZipEntry>)> {
     let mut tail = Tail::read(source)?;
     let directory = CentralDirectory::find(&tail)?;
-    let listed = directory.list(&mut tail)?;
+    let listed = directory.list(&mut tail, share)?;
     let data = data(source, &tail, &directory, &listed, predicts)?;
     let mut entries = Vec::with_capacity(listed.len());
     let mut extents = Vec::with_capacity(listed.len());
@@ -302,10 +316,10 @@ fn key(name: &str) -> String {
     }
 }
 
-fn unique_names(entries: &[ZipEntry]) -> std::result::Result<HashMap<String, usize>, Refusal> {
+fn unique_names(entries: &[ZipEntry]) -> std::result::Result<HashMap<Box<str>, u32>, Refusal> {
     let mut names = HashMap::with_capacity(entries.len());
-    for (index, entry) in entries.iter().enumerate() {
-        if names.insert(key(&entry.name), index).is_some() {
+    for (index, entry) in (0_u32..).zip(entries) {
+        if names.insert(key(&entry.name).into(), index).is_some() {
             return Err(ambiguous(format!(
                 "the zip archive has two entries `{}`, or two that differ in upper and lower case only",
                 shown(&entry.name)
