@@ -4,11 +4,12 @@
 //! A real file wins over a derived one of the same name. A name that two
 //! checkpoints would both turn into goes to neither: they keep their endings.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::attr::{Attr, Kind};
 use super::context::Context;
@@ -25,9 +26,9 @@ pub(super) struct Folder<'c> {
     pub context: &'c Context,
     pub tree: Arc<dyn Tree>,
     scan: OnceLock<Arc<Scan>>,
-    /// What is known of the names of the scan, in their order.
-    entries: OnceLock<Box<[OnceLock<Box<Entry>>]>>,
-    architecture: OnceLock<Option<Arc<str>>>,
+    /// What is known of the names of the scan, by their positions.
+    entries: Mutex<HashMap<usize, Arc<Entry>>>,
+    architecture: Arc<OnceLock<Option<Arc<str>>>>,
 }
 
 #[derive(Default)]
@@ -75,8 +76,20 @@ impl<'c> Folder<'c> {
             context,
             tree,
             scan: OnceLock::new(),
-            entries: OnceLock::new(),
-            architecture: OnceLock::new(),
+            entries: Mutex::default(),
+            architecture: Arc::default(),
+        }
+    }
+
+    /// The same at the same moment, where nothing is known of any name yet: what is found
+    /// out there goes with it.
+    pub fn afresh(&self) -> Folder<'c> {
+        Folder {
+            context: self.context,
+            tree: self.tree.clone(),
+            scan: self.scan.clone(),
+            entries: Mutex::default(),
+            architecture: self.architecture.clone(),
         }
     }
 
@@ -280,7 +293,7 @@ impl<'c> Folder<'c> {
             match self.find(name).map_err(failed)? {
                 SourceEntry::File(metadata, _) => {
                     rights = rights.common(metadata.rights);
-                    companions.push((name.clone(), metadata.version));
+                    companions.push((name.to_os_string(), metadata.version));
                 }
                 SourceEntry::Refused(_, refusal) => return Err(refusal),
                 SourceEntry::Missing | SourceEntry::Directory(_) | SourceEntry::Special => {}
@@ -401,13 +414,11 @@ impl<'c> Folder<'c> {
     }
 
     /// What is known of `name`, once the names are.
-    fn entry(&self, name: &OsStr) -> Option<&Entry> {
-        let scan = self.scan.get()?;
-        let entries = self
-            .entries
-            .get_or_init(|| scan.names().iter().map(|_| OnceLock::new()).collect());
-        // Most are asked for one name of many.
-        Some(entries.get(scan.position(name)?)?.get_or_init(Box::default))
+    fn entry(&self, name: &OsStr) -> Option<Arc<Entry>> {
+        let position = self.scan.get()?.position(name)?;
+        let entries = self.entries.lock();
+        let mut entries = entries.unwrap_or_else(PoisonError::into_inner);
+        Some(entries.entry(position).or_default().clone())
     }
 }
 

@@ -17,9 +17,9 @@ const MOMENT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Scan {
     /// In byte order.
-    names: Vec<OsString>,
-    /// Names by the stem of their converted form.
-    by_stem: Groups,
+    names: Box<[Box<OsStr>]>,
+    /// Positions of all names, in the order of the stems of their converted forms.
+    by_stem: Box<[u32]>,
     /// Names of indexes of checkpoints, by the name of their converted form.
     by_index_name: Groups,
     /// Names of indexes of either kind, by the stem of the file they stand for.
@@ -35,14 +35,16 @@ impl Scan {
     /// Of a directory that was entered just now.
     pub fn read(directory: &dyn Tree) -> io::Result<Scan> {
         let taken = Instant::now();
-        let mut names = directory.list()?;
+        let names = directory.list()?;
+        let mut names: Box<[Box<OsStr>]> = names.into_iter().map(Box::from).collect();
         names.sort_unstable();
-        let mut by_stem = Groups::with_capacity(names.len());
+        let mut by_stem: Box<[u32]> =
+            (0..u32::try_from(names.len()).map_err(io::Error::other)?).collect();
+        by_stem.sort_by_cached_key(|at| stem(&names[*at as usize]));
         let mut by_index_name = Groups::new();
         let mut by_indexed_stem = Groups::new();
         for (at, name) in names.iter().enumerate() {
             let text = name.to_str();
-            by_stem.entry(stem(name)).or_default().push(at);
             if let Some(converted) = text.and_then(names::index_name) {
                 by_index_name.entry(converted.into()).or_default().push(at);
             }
@@ -71,13 +73,13 @@ impl Scan {
             }
     }
 
-    pub fn names(&self) -> &[OsString] {
+    pub fn names(&self) -> &[Box<OsStr>] {
         &self.names
     }
 
     pub fn position(&self, name: &OsStr) -> Option<usize> {
         self.names
-            .binary_search_by(|known| known.as_os_str().cmp(name))
+            .binary_search_by(|known| known.as_ref().cmp(name))
             .ok()
     }
 
@@ -86,8 +88,11 @@ impl Scan {
     }
 
     /// Names whose converted form has this stem.
-    pub fn with_stem(&self, stem: &OsStr) -> impl Iterator<Item = &OsStr> {
-        self.group(&self.by_stem, stem)
+    pub fn with_stem<'s>(&'s self, wanted: &'s OsStr) -> impl Iterator<Item = &'s OsStr> {
+        let name = |at: &u32| &*self.names[*at as usize];
+        let before = self.by_stem.partition_point(|at| *stem(name(at)) < *wanted);
+        let rest = self.by_stem.iter().skip(before).map(name);
+        rest.take_while(move |name| *stem(name) == *wanted)
     }
 
     /// Names of index files whose converted form has this name.
@@ -103,12 +108,12 @@ impl Scan {
     /// Names of index files of either kind.
     pub fn indexes(&self) -> impl Iterator<Item = &OsStr> {
         let found = self.by_indexed_stem.values().flatten();
-        found.map(|at| self.names[*at].as_os_str())
+        found.map(|at| &*self.names[*at])
     }
 
     fn group(&self, groups: &Groups, key: &OsStr) -> impl Iterator<Item = &OsStr> {
         let found = groups.get(key).map(Vec::as_slice).unwrap_or_default();
-        found.iter().map(|at| self.names[*at].as_os_str())
+        found.iter().map(|at| &*self.names[*at])
     }
 }
 

@@ -232,6 +232,7 @@ fn a_sparse_source() {
     let file = fs::File::create(&path).unwrap();
     file.set_len(len as u64).unwrap();
     file.write_all_at(b"end", len as u64 - 3).unwrap();
+    drop(file);
     let content = fs::read(&path).unwrap();
     let wanted = safetensors(&[("weight", "U8", &[len], &content)]);
     becomes(&raw(&path), &wanted);

@@ -59,19 +59,27 @@ fn child(folder: &Folder, name: &OsStr) -> Result<Option<Node>> {
 /// The children of a directory, by name.
 fn children(folder: &Folder) -> Result<Vec<(OsString, Node)>> {
     let names = folder.scan()?.names();
-    let claims_of = |name: &OsString| claims(folder, name);
     let threads = match folder.tree.metadata().version.file.system.is_near() {
         true => available_parallelism().map_or(1, usize::from),
         false => FAR,
     };
-    let parts: Vec<&[OsString]> = names.chunks(FEW).collect();
-    let claims = at_once(&parts, threads, |part| {
-        part.iter().map(claims_of).collect::<Result<Vec<_>>>()
+    let parts: Vec<&[Box<OsStr>]> = names.chunks(FEW).collect();
+    let claims = at_once(&parts, threads, |part| -> Result<Vec<Claim>> {
+        // What is known of one name is of use to its neighbours, and to few others.
+        let folder = folder.afresh();
+        let claims = part.iter().map(|name| claims(&folder, name));
+        Ok(claims
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .collect())
     })?;
-    let mut claims: Vec<Claim> = claims.into_iter().flatten().flatten().collect();
-    claims.sort_by(|a, b| (&a.name, a.rank).cmp(&(&b.name, b.rank)));
-    claims.dedup_by(|later, earlier| later.name == earlier.name);
-    Ok(claims
+    drop(parts);
+    let mut all = Vec::with_capacity(claims.iter().map(Vec::len).sum());
+    claims.into_iter().for_each(|claims| all.extend(claims));
+    all.sort_by(|a: &Claim, b| (&a.name, a.rank).cmp(&(&b.name, b.rank)));
+    all.dedup_by(|later, earlier| later.name == earlier.name);
+    Ok(all
         .into_iter()
         .map(|claim| (claim.name, claim.node))
         .collect())
@@ -120,8 +128,7 @@ fn file(folder: &Folder, name: &OsStr, metadata: &Metadata) -> Node {
     };
     let real = RealFile {
         directory: folder.tree.path().into(),
-        name: name.to_os_string(),
-        location: folder.location(name).into(),
+        name: name.into(),
         file,
     };
     Node::new(key, Attr::of(Kind::File, metadata), real)
@@ -202,8 +209,7 @@ impl Form for Directory {
 #[derive(Debug)]
 struct RealFile {
     directory: Arc<Path>,
-    name: OsString,
-    location: Arc<Path>,
+    name: Box<OsStr>,
     file: FileId,
 }
 
@@ -216,7 +222,8 @@ impl Form for RealFile {
         if now.version.file != self.file || now.rights != attr.rights() {
             return Err(Error::Stale);
         }
-        let in_use = context.usage().opened(self.location.clone(), Tier::Native);
+        let location = directory.location().join(&*self.name).into();
+        let in_use = context.usage().opened(location, Tier::Native);
         Ok(OpenFile::new(OpenReal { source, in_use }))
     }
 
