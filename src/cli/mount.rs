@@ -61,7 +61,7 @@ pub struct Arguments {
     /// Take the tensors below this dotted path of each checkpoint, such as `ema`
     #[arg(long, value_name = "KEY")]
     root: Option<String>,
-    /// Requests that may wait at once for planning, decompressing, or a slow source [default: 64]
+    /// Requests that may wait at once for planning, decompressing, or a slow source, from 1 to 256: half of them for one file system, a quarter for one directory, an eighth for one file [default: 64]
     #[arg(long, value_name = "N", value_parser = options::threads)]
     threads: Option<usize>,
     /// Append the log to this file [default: the system log, in the foreground stderr]

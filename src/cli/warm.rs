@@ -13,7 +13,7 @@ use super::conversions::{self, Conversion};
 use super::interruption::Interruption;
 use super::progress::progress_bar;
 use super::{Failure, say};
-use crate::cache::{self, Promotion, Store};
+use crate::cache::{self, Name, Promotion, Store};
 use crate::view;
 
 /// Convert checkpoints ahead of time and keep them whole in the cache
@@ -94,9 +94,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 false => None,
             };
             match promoted {
-                Some(Ok(promotion)) => {
+                Some(Ok((promotion, name))) => {
                     tell(arguments.quiet, &bar, conversion, promotion);
-                    made.push((store, conversion));
+                    made.push((store, name));
                 }
                 Some(Err(error)) => {
                     failed += 1;
@@ -112,7 +112,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
     }
     bar.finish_and_clear();
-    let displaced = made.iter().filter(|(store, it)| !is_there(store, it));
+    let displaced = made
+        .iter()
+        .filter(|(store, name)| store.peek(name).is_none());
     match (failed, displaced.count()) {
         (0, 0) => Ok(()),
         (0, displaced) => Err(Displaced(displaced).into()),
@@ -149,12 +151,13 @@ fn has_room(store: &Store, conversions: &[Conversion]) -> bool {
     }
 }
 
+/// Converts a checkpoint, and says what that is called: it may have settled meanwhile.
 fn promote(
     store: &Store,
     conversion: &Conversion,
     interruption: &Interruption,
     mut done: impl FnMut(u64),
-) -> Result<Promotion, Error> {
+) -> Result<(Promotion, Name), Error> {
     // What is kept of a file that was written just now could not be told from what
     // is written into it next.
     let since = Instant::now();
@@ -176,7 +179,9 @@ fn promote(
             Err(_) => ControlFlow::Break(()),
         }
     };
-    Ok(store.promote(&conversion.name, &conversion.provenance, &reader, &mut step)?)
+    let (name, provenance) = (&conversion.name, &conversion.provenance);
+    let promotion = store.promote(name, provenance, &reader, &mut step)?;
+    Ok((promotion, *name))
 }
 
 fn tell(quiet: bool, bar: &ProgressBar, conversion: &Conversion, promotion: Promotion) {

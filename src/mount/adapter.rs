@@ -119,8 +119,8 @@ impl Adapter {
             ..self.operations.lane(&home)
         };
         let pending = Pending::new(reply);
-        if !home.is_near() {
-            let is_first = parent.0 == ROOT && name == view::CONTROL;
+        let is_first = parent.0 == ROOT && name == view::CONTROL;
+        if is_first || !home.is_near() {
             let name = name.clone();
             self.in_time(&pending, lane, is_first, move |operations, pending| {
                 if let Some(entry) = operations.known(parent, &name) {

@@ -206,11 +206,17 @@ impl Prepared {
         // This process would wait for itself.
         let inside = |path: &Path| path.starts_with(&self.place.path);
         let in_the_mount = "it lies in the mount. Name another directory with --cache-dir";
+        // Nothing is ever written there.
+        let in_the_source = "it lies in the source. Name another directory with --cache-dir";
         if inside(path) {
             return unfit(&in_the_mount);
         }
+        if path.starts_with(&self.source) {
+            return unfit(&in_the_source);
+        }
         match Directory::open(path) {
             Ok(directory) if inside(directory.root()) => unfit(&in_the_mount),
+            Ok(directory) if directory.root().starts_with(&self.source) => unfit(&in_the_source),
             Ok(directory) => Ok(directory),
             Err(why) => unfit(&why),
         }

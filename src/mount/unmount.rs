@@ -50,7 +50,10 @@ pub enum Manner {
 /// No stfs mount is there, it is in use, it belongs to somebody else, or its process
 /// does not end.
 pub fn unmount(path: &Path, manner: Manner) -> Result<Option<PathBuf>, Error> {
-    let place = mountinfo::locate(path)?;
+    let place = mountinfo::locate(path).map_err(|error| match error {
+        Error::NoParent { path, .. } => Error::NotMounted(path),
+        error => error,
+    })?;
     let table = Error::io(path, "read the mount table");
     let mount = match mountinfo::mount_at(&place).map_err(&table)? {
         None => return Err(Error::NotMounted(path.to_owned())),

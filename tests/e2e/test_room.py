@@ -98,6 +98,12 @@ def test_warm_says_once_that_nothing_can_be_kept(cache, models):
     assert cache.run("warm", "--cache-size", "0", models).stderr.count("was there") == 3
 
 
+def test_warm_keeps_what_was_written_a_moment_ago(cache, tmp_path):
+    torch.save({"weight": torch.randn(1000)}, tmp_path / "new.pt")
+    assert "new.pt: converted" in cache.warm(tmp_path / "new.pt").stderr
+    assert len(cache.data()) == 1
+
+
 def test_warm_tells_what_did_not_stay(cache, models):
     result = cache.run("warm", "--cache-size", "13M", models, check=False)
     assert result.returncode == 1 and "1 of the converted files did not stay" in result.stderr
@@ -126,6 +132,7 @@ def test_a_disk_that_is_nearly_full(cache, stfs, models, tmp_path):
         with mount_that_speaks(stfs, tmp_path / "mount", models, "--cache-dir", cache.path) as (said, _):
             assert said.count("\n") == 1 and "3.20 MiB stay so" in said
             assert (tmp_path / "mount" / "a.safetensors").read_bytes() == wanted(models / "a.pt")
+    assert not (models / "cache").exists()
 
 
 @pytest.mark.parametrize("size", [[], SIZE])
@@ -189,7 +196,7 @@ def test_a_user_without_a_home(stfs, mounted, models, tmp_path, homeless):
         assert "no home directory" in text
 
 
-@pytest.mark.parametrize("what", ["open to others", "a file", "in the mount"])
+@pytest.mark.parametrize("what", ["open to others", "a file", "in the mount", "in the source"])
 def test_a_directory_that_is_unfit(stfs, mounted, models, tmp_path, what):
     place = tmp_path / "cache"
     if what == "open to others":
@@ -197,6 +204,8 @@ def test_a_directory_that_is_unfit(stfs, mounted, models, tmp_path, what):
         place.chmod(0o777)
     elif what == "a file":
         place.write_text("")
+    elif what == "in the source":
+        place = models / "cache"
     else:
         place = tmp_path / "mount" / "cache"
     with mount_that_speaks(stfs, tmp_path / "mount", models, "--cache-dir", place) as (said, _):

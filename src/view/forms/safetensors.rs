@@ -13,7 +13,7 @@ use crate::convert::{Extent, Planned, Reader, Segment, names};
 use crate::source::{Bytes, Tree};
 use crate::view::attr::Attr;
 use crate::view::context::Context;
-use crate::view::error::{Error, Result};
+use crate::view::error::Result;
 use crate::view::file::{Contents, OpenFile, Opened, Pages};
 use crate::view::folder::{Derived, Folder, Outcome, strip_suffix, with};
 use crate::view::key::{Id, NodeKey};
@@ -132,11 +132,13 @@ struct PromotedFile {
 }
 
 impl Form for PromotedFile {
-    fn open(&self, context: &Context, _: &Attr) -> Result<OpenFile> {
-        // Whoever looks the name up again finds what there is now.
+    fn open(&self, context: &Context, attr: &Attr) -> Result<OpenFile> {
         let promoted = context.promoted(&self.origin);
         let promoted = promoted.filter(|promoted| promoted.stamp() == self.stamp);
-        let promoted = promoted.ok_or(Error::Stale)?;
+        let Some(promoted) = promoted else {
+            // It was evicted a moment ago. The bytes are the same.
+            return Streamed(self.origin.clone()).open(context, attr);
+        };
         let in_use = context
             .usage()
             .opened(self.origin.location.clone(), Tier::Promoted);
