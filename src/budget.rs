@@ -11,8 +11,8 @@
 //! a quarter            what is known of files, and what is not counted exactly
 //! ```
 //!
-//! Whoever waits goes on with the reserve at the latest, in the order of coming, and
-//! who has the reserve never waits: what he may take at all is there. So each wait
+//! Whoever waits goes on as soon as there is room outside of the reserve, or with that, in
+//! the order of coming; and who has the reserve never waits: what he may take at all is there. So each wait
 //! ends, whatever the others hold.
 
 use std::cell::Cell;
@@ -197,10 +197,15 @@ impl Share {
         let number = state.next;
         state.next += 1;
         state.line.push_back(number);
-        while state.line.front() != Some(&number) || (state.left < bytes && state.is_reserved) {
+        // Whoever finds room goes on, though others wait for the reserve: who has that may
+        // read from a source that does not answer.
+        let has_turn = |state: &State| {
+            state.left >= bytes || state.line.front() == Some(&number) && !state.is_reserved
+        };
+        while !has_turn(&state) {
             state = moved.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.line.pop_front();
+        state.line.retain(|other| *other != number);
         match state.left.checked_sub(bytes) {
             Some(left) => {
                 state.left = left;
@@ -296,6 +301,22 @@ mod tests {
             drop(shares);
             let order: Vec<usize> = receiver.iter().take(4).collect();
             assert_eq!(order, [0, 1, 2, 3]);
+        });
+        assert!(is_whole(&budget));
+    }
+
+    #[test]
+    fn who_finds_room_does_not_wait_behind_who_needs_the_reserve() {
+        let budget = Budget::new(64 * MIB);
+        let hangs = budget.share();
+        hangs.take(32 * MIB).unwrap();
+        thread::scope(|scope| {
+            let large = scope.spawn(|| budget.share().take(30 * MIB));
+            wait_until(&budget, 1);
+            budget.share().take(8 * MIB).unwrap();
+            assert!(!large.is_finished());
+            drop(hangs);
+            large.join().unwrap().unwrap();
         });
         assert!(is_whole(&budget));
     }

@@ -277,8 +277,10 @@ impl Catalog {
         let Some(index) = self.index(subject)? else {
             return Ok(None);
         };
-        let _share = self.share_to_parse(subject)?;
+        let share = self.share_to_parse(subject)?;
         let text: Arc<[u8]> = render(&index).into();
+        // Whoever has the entry may be waiting for it.
+        drop(share);
         self.with(subject, |known| {
             known.rendered = Some((*names, text.clone()));
         });
