@@ -1,7 +1,10 @@
 //! What becomes of files whose plans take much memory.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Duration;
 
 use stfs::budget::Budget;
 use stfs::cache::Directory;
@@ -81,4 +84,52 @@ fn pickles_that_do_not_fit_together_are_read_in_turn() {
             });
         }
     });
+}
+
+/// An index of about so many bytes, of one shard.
+fn index(bytes: usize) -> Vec<u8> {
+    let entry = |number| format!("\"layer{number:06}.weight\": \"model-1.bin\"");
+    let entries: Vec<String> = (0..bytes / 40).map(entry).collect();
+    format!("{{\"weight_map\": {{{}}}}}", entries.join(",")).into_bytes()
+}
+
+/// They are more than is kept, so that they are read and written again and again, by
+/// several at once.
+#[test]
+fn indexes_that_do_not_fit_together_are_read_in_turn() {
+    const INDEXES: usize = 24;
+    const ROUNDS: usize = 3;
+    const PATIENCE: Duration = Duration::from_secs(300);
+    let tree = MemoryTree::new();
+    for number in 0..INDEXES {
+        let directory = format!("{number}");
+        tree.make_directory(&directory);
+        tree.write(
+            format!("{directory}/model-1.bin"),
+            support::one_vector(&[1.0]),
+        );
+        tree.write(
+            format!("{directory}/model.bin.index.json"),
+            index(600 << 10),
+        );
+    }
+    let view = Arc::new(view(&tree, 8 * MIB, None));
+    let (done, all) = channel();
+    for thread in 0..INDEXES {
+        let (view, done) = (view.clone(), done.clone());
+        thread::spawn(move || {
+            for round in 0..ROUNDS {
+                let path = format!(
+                    "{}/model.safetensors.index.json",
+                    (thread + round) % INDEXES
+                );
+                let renamed = text(&view, &path);
+                assert!(renamed.contains("\"model-1.safetensors\""), "{path}");
+            }
+            done.send(()).unwrap();
+        });
+    }
+    for _ in 0..INDEXES {
+        all.recv_timeout(PATIENCE).unwrap();
+    }
 }
