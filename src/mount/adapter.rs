@@ -58,6 +58,12 @@ impl Adapter {
         })
     }
 
+    /// Keeps what is open until the process ends: to close a file of a source that hangs
+    /// takes as long as that does.
+    pub fn keep_what_is_open(&self) {
+        self.operations.keep_what_is_open();
+    }
+
     /// Prefaults what is opened, once it is given the means.
     pub fn prefaulter(&self) -> Arc<Prefaulter> {
         self.operations.prefaulter()

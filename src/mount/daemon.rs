@@ -269,6 +269,7 @@ impl Prepared {
             source_error(error)
         })?;
         let prefaulter = adapter.prefaulter();
+        adapter.keep_what_is_open();
         let mut settings = fuser::Config::default();
         settings.n_threads = Some(request_threads());
         // The kernel keeps strangers out, but knows no "root too".

@@ -32,7 +32,7 @@ const BLOCK: u64 = 512;
 pub struct Operations {
     view: Arc<View>,
     inodes: Inodes<Node>,
-    files: Handles<Open>,
+    files: Arc<Handles<Open>>,
     listings: Listings<Listed>,
     /// What was told lately, for when the source does not answer.
     names: Names,
@@ -64,6 +64,8 @@ pub struct Opened<'a> {
 pub struct Part {
     place: Cursor,
     listed: Arc<Listed>,
+    /// Nothing may be asked of the source.
+    is_known: bool,
 }
 
 /// What is told of a name.
@@ -89,7 +91,7 @@ impl Operations {
             inodes: Inodes::new(view.root()?),
             space: Mutex::new(view.space()?),
             view,
-            files: Handles::default(),
+            files: Arc::default(),
             listings: Listings::new(|listed: &Listed| listed.listing.len()),
             names: Names::default(),
             watcher,
@@ -109,6 +111,11 @@ impl Operations {
 
     pub fn keeps_listings(&self) -> bool {
         self.keeps_listings.load(Ordering::Relaxed)
+    }
+
+    /// Never closes what is open at the end: the process does that when it ends.
+    pub fn keep_what_is_open(&self) {
+        std::mem::forget(self.files.clone());
     }
 
     /// Whether the kernel may read files by itself.
@@ -361,14 +368,22 @@ impl Operations {
     /// The listing that `offset` counts in, or a new one of `inode`.
     pub fn listing(&self, inode: INodeNo, offset: u64) -> Result<Part, Errno> {
         let (place, listed) = self.listings.get(offset, || self.list(inode))?;
-        Ok(Part { place, listed })
+        Ok(Part {
+            place,
+            listed,
+            is_known: false,
+        })
     }
 
     /// The same, as far as it needs nothing of the source: as of the last time.
     pub fn known_listing(&self, inode: INodeNo, offset: u64) -> Option<Part> {
         let last = || self.listings.last(inode.0).ok_or(());
         let (place, listed) = self.listings.get(offset, last).ok()?;
-        Some(Part { place, listed })
+        Some(Part {
+            place,
+            listed,
+            is_known: true,
+        })
     }
 
     /// Whether to list a directory is to ask another machine.
@@ -408,7 +423,7 @@ impl Operations {
         mut add: impl FnMut(u64, Option<Watch>, Child<'_>) -> bool,
     ) {
         const DOTS: [&str; 2] = [".", ".."];
-        let Part { place, listed } = part;
+        let Part { place, listed, .. } = part;
         for position in place.position..u32::MAX {
             let next = place.offset(position + 1);
             let index = position as usize;
@@ -474,7 +489,7 @@ impl Operations {
             Child::Node(name, node) => {
                 let number = self.inodes.count(node.clone());
                 let told = self.tells(watch, &node, number);
-                let (attr, ttl) = match node.is_near() {
+                let (attr, ttl) = match node.is_near() && !part.is_known {
                     true => self.attr(number, &node),
                     false => (Ok(*node.attr()), SHORT),
                 };

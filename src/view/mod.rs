@@ -35,6 +35,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use attr::{Attr, Kind};
 pub use error::{Error, Result};
@@ -55,11 +56,16 @@ use folder::Folder;
 
 /// Work on files that takes so much leaves much memory behind, in bytes.
 const LARGE: u64 = 4 << 20;
-/// A directory of so many files leaves as much behind, each of them a little.
+/// So many files that are listed, in one directory or many, leave as much behind, each of
+/// them a little.
 const MANY: usize = 1000;
 
 /// The tree over one source. Shared by all threads of a mount.
-pub struct View(Context);
+pub struct View {
+    context: Context,
+    /// Names that were listed since memory was given back.
+    listed: AtomicUsize,
+}
 
 impl View {
     /// Shows the directory `source` of this machine, which must be one that can be
@@ -71,16 +77,19 @@ impl View {
 
     /// Shows the source whose root is `tree`.
     pub fn over(tree: Arc<dyn Tree>, options: Options) -> View {
-        View(Context::new(tree, options))
+        View {
+            context: Context::new(tree, options),
+            listed: AtomicUsize::new(0),
+        }
     }
 
     /// Where the source is, for people.
     pub fn location(&self) -> PathBuf {
-        self.0.tree().location()
+        self.context.tree().location()
     }
 
     pub fn root(&self) -> Result<Node> {
-        let root = self.0.tree().enter(Path::new(""))?;
+        let root = self.context.tree().enter(Path::new(""))?;
         Ok(forms::real::directory(PathBuf::new(), root.metadata()))
     }
 
@@ -93,14 +102,16 @@ impl View {
         if !plain_name {
             return Err(Error::NotFound);
         }
-        self.trimming(|| dir.form().lookup(&self.0, name))
+        self.trimming(|| dir.form().lookup(&self.context, name))
     }
 
     /// All children of `dir`, as of now, by name, without `.` and `..`.
     pub fn list(&self, dir: &Node) -> Result<Listing> {
-        let listing = self.trimming(|| dir.form().list(&self.0))?;
-        if listing.len() > MANY {
-            self.0.trim();
+        let listing = self.trimming(|| dir.form().list(&self.context))?;
+        let listed = self.listed.fetch_add(listing.len(), Ordering::Relaxed);
+        if listed.saturating_add(listing.len()) > MANY {
+            self.listed.store(0, Ordering::Relaxed);
+            self.context.trim();
         }
         Ok(listing)
     }
@@ -108,11 +119,11 @@ impl View {
     /// Does `work`, which may make plans, and cleans up behind large ones, whatever became
     /// of them.
     fn trimming<T>(&self, work: impl FnOnce() -> T) -> T {
-        let returned = || self.0.options().memory.returned();
+        let returned = || self.context.options().memory.returned();
         let before = returned();
         let done = work();
         if returned().wrapping_sub(before) > LARGE {
-            self.0.trim();
+            self.context.trim();
         }
         done
     }
@@ -120,13 +131,13 @@ impl View {
     /// Attributes as of now for directories and files shown as they are; as of
     /// the node's making for derived files.
     pub fn attr(&self, node: &Node) -> Result<Attr> {
-        node.form().attr(&self.0, node.attr())
+        node.form().attr(&self.context, node.attr())
     }
 
     /// Opens a file for reading. [`Error::Stale`] when the source behind it
     /// changed.
     pub fn open(&self, node: &Node) -> Result<OpenFile> {
-        self.trimming(|| node.form().open(&self.0, node.attr()))
+        self.trimming(|| node.form().open(&self.context, node.attr()))
     }
 
     /// What has to be waited for to find out about `node`, or to read it.
@@ -140,15 +151,16 @@ impl View {
     }
 
     /// Whether [`View::attr`] answers at once: nothing is looked at, or it lies on this
-    /// machine.
+    /// machine, and so does the root, from which it is looked for.
     pub fn knows_attr(&self, node: &Node) -> bool {
-        !node.form().is_real() || node.is_near()
+        let root = self.context.tree().metadata().version.file.system;
+        !node.form().is_real() || node.is_near() && root.is_near()
     }
 
     /// The directory in which the mount tells of itself, if no real file of that name
     /// is in its place.
     pub fn control(&self) -> Result<Node> {
-        forms::control::directory(&self.0)
+        forms::control::directory(&self.context)
     }
 
     /// The directory of the source that `node` shows, from the root of the source; None
@@ -159,7 +171,7 @@ impl View {
 
     /// The same, held, if it is still there.
     pub fn enter(&self, node: &Node) -> Option<Arc<dyn Tree>> {
-        self.0.tree().enter(self.source_directory(node)?).ok()
+        self.context.tree().enter(self.source_directory(node)?).ok()
     }
 
     /// Whether what is shown in a directory of the source changes only when that
@@ -168,16 +180,17 @@ impl View {
         let Some(directory) = self.enter(node) else {
             return false;
         };
-        directory.stands_alone() && forms::index::stands_alone(&Folder::new(&self.0, directory))
+        directory.stands_alone()
+            && forms::index::stands_alone(&Folder::new(&self.context, directory))
     }
 
     /// Extended attributes: names with values, in a stable order.
     pub fn xattrs(&self, node: &Node) -> Result<Vec<Xattr>> {
-        node.form().xattrs(&self.0)
+        node.form().xattrs(&self.context)
     }
 
     pub fn space(&self) -> Result<Space> {
-        Ok(self.0.tree().space()?)
+        Ok(self.context.tree().space()?)
     }
 
     /// What the checkpoint `name` in `directory`, which is given from the root of the
@@ -189,7 +202,7 @@ impl View {
         name: &OsStr,
         root: Option<&Arc<str>>,
     ) -> Result<Option<Node>> {
-        let folder = Folder::new(&self.0, self.0.tree().enter(directory)?);
+        let folder = Folder::new(&self.context, self.context.tree().enter(directory)?);
         forms::table::derived(&folder, name, root)
     }
 
@@ -208,7 +221,10 @@ impl View {
     /// from; None for all else.
     pub fn cache_entry(&self, node: &Node) -> Option<(Name, Provenance)> {
         let origin = node.form().origin()?;
-        Some((self.0.sources().promoted_name(origin), origin.provenance()))
+        Some((
+            self.context.sources().promoted_name(origin),
+            origin.provenance(),
+        ))
     }
 
     /// Whether the checkpoint behind a converted file has been as it is for long enough
@@ -223,7 +239,7 @@ impl View {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub fn reader(&self, node: &Node) -> Result<Reader> {
-        self.0
+        self.context
             .sources()
             .reader(node.form().origin().ok_or(Error::NotFound)?)
     }
@@ -231,12 +247,12 @@ impl View {
     /// Why nothing that is converted is kept, if that is so; for people. It is to be said
     /// when the view is made: it is not logged for each file.
     pub fn cache_problem(&self) -> Option<String> {
-        self.0.cache_problem()
+        self.context.cache_problem()
     }
 
     /// Gives up what goes on in the background, so that the process can end.
     pub fn end(&self) {
-        if let Some(promoter) = self.0.promoter() {
+        if let Some(promoter) = self.context.promoter() {
             promoter.end();
         }
     }
