@@ -1,7 +1,7 @@
 //! Reads a converted file, or one tensor of it, by ranges.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
 use lru::LruCache;
 
@@ -17,6 +17,8 @@ use crate::source::{Bytes, Result, Rights, Source};
 pub const BLOCK: u64 = 4 << 20;
 /// Blocks kept for the reads that follow.
 const BLOCKS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
+/// Blocks kept by all readers together: those that were not used for longest go first.
+const ALL_BLOCKS: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
 /// A plan with its sources held open. Reads may run from many threads at once.
 #[derive(Debug)]
@@ -24,11 +26,14 @@ pub struct Reader {
     files: Files,
     plan: Arc<Plan>,
     decoding: Arc<Decoding>,
-    blocks: Mutex<LruCache<BlockKey, Block>>,
+    blocks: Arc<Blocks>,
 }
 
 /// An assembled tensor and the number of a block of it.
 type BlockKey = (usize, u64);
+type Blocks = Mutex<LruCache<BlockKey, Block>>;
+/// Blocks of all readers, in the order of their use.
+type Used = Mutex<LruCache<(usize, BlockKey), Weak<Blocks>>>;
 type Block = Arc<Vec<u8>>;
 
 /// Bytes of the source that lie together are told of as a [`Segment`] of their own
@@ -60,7 +65,7 @@ impl Reader {
             files,
             decoding: plan.decoding(),
             plan,
-            blocks: Mutex::new(LruCache::new(BLOCKS)),
+            blocks: Arc::new(Mutex::new(LruCache::new(BLOCKS))),
         }
     }
 
@@ -287,9 +292,10 @@ impl Reader {
         block_len: u64,
     ) -> Result<Block> {
         let key = (tensor, number);
-        let blocks = || self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(block) = blocks().get(&key) {
-            return Ok(block.clone());
+        let known = lock(&self.blocks).get(&key).cloned();
+        if let Some(block) = known {
+            keep(&self.blocks, key);
+            return Ok(block);
         }
         let start = number * block_len;
         let len = self.plan.tensors()[tensor].len - start;
@@ -300,7 +306,28 @@ impl Reader {
         };
         assembled.read(inputs, start / assembled.element(), &mut block)?;
         let block = Arc::new(block);
-        blocks().put(key, block.clone());
+        lock(&self.blocks).put(key, block.clone());
+        keep(&self.blocks, key);
         Ok(block)
     }
+}
+
+/// Takes note that a block of `blocks` was used, and forgets that of all readers which was
+/// not used for longest, where there are too many.
+fn keep(blocks: &Arc<Blocks>, key: BlockKey) {
+    static USED: LazyLock<Used> = LazyLock::new(|| Mutex::new(LruCache::new(ALL_BLOCKS)));
+    // Where it lies tells it from others: the reference keeps the place.
+    let reader = Arc::as_ptr(blocks).addr();
+    let used = (reader, key);
+    let pushed = lock(&USED).push(used, Arc::downgrade(blocks));
+    if let Some((other, owner)) = pushed
+        && other != used
+        && let Some(owner) = owner.upgrade()
+    {
+        lock(&owner).pop(&other.1);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
