@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -27,6 +28,13 @@ pub struct Lane {
     pub directory: u64,
     /// The file system.
     pub system: u64,
+}
+
+/// A number for what is like `thing` alone, to be put into a [`Lane`].
+pub fn number(thing: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    thing.hash(&mut hasher);
+    hasher.finish().max(1)
 }
 
 type Work = Box<dyn FnOnce() + Send>;

@@ -2,10 +2,11 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
+
+from patience import stopped
 
 from . import reads, stfs
 from .report import at_most
@@ -113,15 +114,6 @@ def running(commands):
     finally:
         for process in processes:
             process.kill()
-
-
-@contextlib.contextmanager
-def stopped(pid):
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def seconds_at_most(command):

@@ -3,7 +3,6 @@
 //! with its reply, so that there is always somebody to take the next request.
 
 use std::ffi::OsStr;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +22,7 @@ use super::prefault::Prefaulter;
 use super::watch::Watcher;
 use crate::source::Space;
 use crate::view::{self, View};
-use crate::workers::{Lane, Workers};
+use crate::workers::{self, Lane, Workers};
 
 /// Nodes never share a number over time: the key decides it.
 const GENERATION: Generation = Generation(0);
@@ -120,7 +119,7 @@ impl Adapter {
         let home = home.filter(|home| !home.is_near());
         let home = home.unwrap_or(directory);
         let lane = Lane {
-            file: child_number(parent, &name),
+            file: workers::number(&(parent.0, &name)),
             directory: parent.0,
             ..self.operations.lane(&home)
         };
@@ -219,13 +218,15 @@ impl Adapter {
         }
     }
 
-    /// Has a part of a listing found, and the reply filled with it by `fill`.
+    /// Has a part of a listing found, and the reply filled with it by `fill`, or given by
+    /// `fail` where there is none.
     fn list<R: Send + 'static>(
         &self,
         inode: INodeNo,
         offset: u64,
         reply: R,
-        fill: fn(&Operations, INodeNo, Result<Part, Errno>, R),
+        fail: fn(R, Errno),
+        fill: fn(&Operations, INodeNo, &Part, R),
     ) {
         let lane = self.lane_of_listing(inode);
         let pending = Pending::new(reply);
@@ -235,14 +236,16 @@ impl Adapter {
                 if let Some(part) = operations.known_listing(inode, offset)
                     && let Some(reply) = pending.take()
                 {
-                    fill(operations, inode, Ok(part), reply);
+                    fill(operations, inode, &part, reply);
                 }
             });
         }
         self.hand_over_pending(lane, pending, move |operations, pending| {
             let part = operations.listing(inode, offset);
-            if let Some(reply) = pending.take() {
-                fill(operations, inode, part, reply);
+            match (pending.take(), part) {
+                (Some(reply), Ok(part)) => fill(operations, inode, &part, reply),
+                (Some(reply), Err(errno)) => fail(reply, errno),
+                (None, _) => {}
             }
         });
     }
@@ -348,12 +351,9 @@ impl Filesystem for Adapter {
             inode,
             offset,
             reply,
+            ReplyDirectory::error,
             |operations, inode, part, mut reply| {
-                let part = match part {
-                    Ok(part) => part,
-                    Err(errno) => return reply.error(errno),
-                };
-                operations.readdir(inode, &part, |number, next, kind, name| {
+                operations.readdir(inode, part, |number, next, kind, name| {
                     reply.add(number, next, kind, name)
                 });
                 reply.ok();
@@ -373,12 +373,9 @@ impl Filesystem for Adapter {
             inode,
             offset,
             reply,
+            ReplyDirectoryPlus::error,
             |operations, inode, part, mut reply| {
-                let part = match part {
-                    Ok(part) => part,
-                    Err(errno) => return reply.error(errno),
-                };
-                operations.readdirplus(inode, &part, |next, name, attr, ttl| {
+                operations.readdirplus(inode, part, |next, name, attr, ttl| {
                     reply.add(attr.ino, next, name, &ttl, attr, GENERATION)
                 });
                 reply.ok();
@@ -430,13 +427,6 @@ fn answer(operation: &str, handler: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(handler)).is_err() {
         error!("{operation}: a defect in stfs; answered with an I/O error");
     }
-}
-
-/// What tells a name in a directory from others, and never zero.
-fn child_number(parent: INodeNo, name: &OsStr) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (parent.0, name).hash(&mut hasher);
-    hasher.finish().max(1)
 }
 
 fn reply_entry(reply: ReplyEntry, entry: &Entry) {

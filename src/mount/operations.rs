@@ -47,7 +47,7 @@ pub struct Operations {
 
 /// A file that is open, and what has to be waited for to read it.
 pub struct Open {
-    pub file: Arc<OpenFile>,
+    pub file: OpenFile,
     pub lane: Lane,
 }
 
@@ -290,7 +290,6 @@ impl Operations {
             None => flush | cache,
         };
         let lane = self.view.lane(&node);
-        let file = Arc::new(file);
         let handle = self.files.insert(Open { file, lane });
         Ok(Opened {
             handle,

@@ -5,7 +5,6 @@
 //! equal stamps may stand for other bytes after the next mount, or for another
 //! file: there they count for the life of one mount, together with the path.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -32,13 +31,6 @@ impl System {
     /// once.
     pub fn is_near(&self) -> bool {
         matches!(self, System::Lasting { .. })
-    }
-
-    /// What tells it from others, and never zero.
-    pub fn number(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.hash(&mut hasher);
-        hasher.finish().max(1)
     }
 }
 

@@ -50,7 +50,7 @@ pub use xattrs::{XATTRS, Xattr};
 use crate::cache::{Name, Provenance};
 use crate::convert::Reader;
 use crate::source::{LocalTree, Space, Tree};
-use crate::workers::Lane;
+use crate::workers::{self, Lane};
 use context::Context;
 use folder::Folder;
 
@@ -146,7 +146,7 @@ impl View {
         home.map_or_else(Lane::default, |home| Lane {
             file: home.id.number(),
             directory: 0,
-            system: home.system.number(),
+            system: workers::number(&home.system),
         })
     }
 

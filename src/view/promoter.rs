@@ -13,7 +13,7 @@ use super::error::Error;
 use super::origin::{Origin, Sources};
 use super::usage::{Stock, Usage};
 use crate::cache::{self, Background, Name, Promoted, Promotion, Stamp, Store};
-use crate::workers::Lane;
+use crate::workers::{self, Lane};
 
 /// Whether converted files are kept as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -131,7 +131,7 @@ impl Promoter {
         let origin = origin.clone();
         // What waits for one file system goes one after the other.
         let lane = Lane {
-            system: origin.key.file.version.file.system.number(),
+            system: workers::number(&origin.key.file.version.file.system),
             ..Lane::default()
         };
         self.background
